@@ -1,0 +1,1 @@
+"""The smallest whole: a contract, a server, a client."""

@@ -1,0 +1,524 @@
+"""The eleven rules of running handlers, by number, as they stand at the top of the crew's module."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from contextvars import Context, ContextVar, copy_context
+from typing import Any
+
+import outcome
+import pytest
+import trio
+import trio.testing
+from trio.lowlevel import Abort, current_task, currently_ki_protected, reschedule, wait_task_rescheduled
+
+from trio_rpc import current_call, method, open_connection, serve_stream
+from trio_rpc._crew import RUN_CALLS, Crew, Estimate
+from trio_rpc.testing import memory_pipe, open_loopback
+
+VARIABLE: ContextVar[str] = ContextVar("variable", default="unset")
+Handler = Callable[[], Coroutine[Any, Any, Any]]
+
+
+class Call:
+    """A job of the crew: one handler, and what became of it."""
+
+    def __init__(self, handler: Handler, *, deadline: float = math.inf, eager: bool = True) -> None:
+        self.handler = handler
+        self.deadline = deadline
+        self.estimate = Estimate(eager=eager)
+        self.context: Context = copy_context()
+        self.scope: trio.CancelScope | None = None
+        self.end: Any = None
+        self.task: trio.lowlevel.Task | None = None
+        self.ended = trio.Event()
+
+    def begin(self) -> Coroutine[Any, Any, Any]:
+        self.task = current_task()
+        return self.handler()
+
+    def succeed(self, value: Any) -> None:
+        self._end(("returned", value))
+
+    def fail(self, exc: BaseException) -> None:
+        self._end(("raised", exc))
+
+    def cancelled(self) -> None:
+        self._end(("cancelled", None))
+
+    def _end(self, end: tuple[str, Any]) -> None:
+        assert self.end is None
+        self.end = end
+        self.ended.set()
+
+
+class Rig:
+    """A crew whose reader takes batches of calls from a channel."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._send, self._receive = trio.open_memory_channel[tuple[Call, ...]](100)
+        self.crew = Crew(nursery, self._read)
+        self.leader: trio.lowlevel.Task | None = None
+        self.reads = 0
+        self.reads_protected = True
+        self.reading_deadline = math.inf
+
+    async def _read(self) -> bool:
+        self.leader = current_task()
+        self.reads_protected = self.reads_protected and currently_ki_protected()
+        self.reading_deadline = min(self.reading_deadline, trio.current_effective_deadline())
+        self.reads += 1
+        self.crew.backlog.extend(await self._receive.receive())
+        return True
+
+    async def run(self, *calls: Call) -> Any:
+        """Have some calls arrive together, and wait for their ends; the last one's end."""
+        self._send.send_nowait(calls)
+        for call in calls:
+            await call.ended.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        return calls[-1].end
+
+    def begin(self, *calls: Call) -> None:
+        """Have some calls arrive together."""
+        self._send.send_nowait(calls)
+
+
+@asynccontextmanager
+async def a_crew(*, members: int = 2) -> AsyncIterator[Rig]:
+    """A crew with so many members parked: enough for its leader to be eager, and to be relieved."""
+    async with trio.open_nursery() as nursery:
+        rig = Rig(nursery)
+        rig.crew.start()
+        await trio.testing.wait_all_tasks_blocked()
+        if members:
+            gate = trio.Event()
+            first = [Call(gate.wait) for _ in range(members)]
+            rig.begin(*first)
+            await trio.testing.wait_all_tasks_blocked()
+            gate.set()
+            await trio.testing.wait_all_tasks_blocked()
+        yield rig
+        nursery.cancel_scope.cancel()
+
+
+async def _at_once() -> str:
+    return "at once"
+
+
+async def _after_a_wait() -> str:
+    await trio.sleep(1)
+    return "after a wait"
+
+
+async def _time_left() -> float:
+    return trio.current_effective_deadline() - trio.current_time()
+
+
+async def test_1_the_deadline_is_each_calls_own(autojump_clock: trio.testing.MockClock) -> None:
+    """Rule 1: one kept scope: a call's deadline is set before its first step, and gone before the next and the reader."""
+    async with a_crew() as rig:
+        deadline = trio.current_time() + 5
+        bounded, free = Call(_time_left, deadline=deadline), Call(_time_left)
+        await rig.run(bounded, free)
+        assert (bounded.end, free.end) == (("returned", 5), ("returned", math.inf))
+        assert bounded.task is free.task is rig.leader
+        await trio.sleep(20)
+        assert await rig.run(Call(_after_a_wait)) == ("returned", "after a wait")
+        assert rig.reading_deadline == math.inf
+
+
+async def test_1_a_deadline_ends_its_call_wherever_it_runs(autojump_clock: trio.testing.MockClock) -> None:
+    """Rule 1: the same scope cancels the handler in time, eager or not."""
+    async with a_crew() as rig:
+        for eager in (True, False, True):
+            start = trio.current_time()
+            assert await rig.run(Call(trio.sleep_forever, deadline=start + 2, eager=eager)) == ("cancelled", None)
+            assert trio.current_time() == start + 2
+
+
+@pytest.mark.parametrize("raises", [False, True])
+async def test_2_a_cancelled_scope_is_renewed(autojump_clock: trio.testing.MockClock, raises: bool) -> None:
+    """Rule 2: a call that ended by itself, though it was cancelled meanwhile, leaves no cancellation to the next one."""
+
+    async def cancels_itself() -> str:
+        assert call.scope is not None
+        call.scope.cancel()
+        if raises:
+            raise ValueError
+        return "all the same"
+
+    async with a_crew() as rig:
+        for _ in range(3):
+            call = Call(cancels_itself)
+            await rig.run(call)
+            assert call.end[0] == ("raised" if raises else "returned")
+            next_call = Call(_after_a_wait)
+            assert await rig.run(next_call) == ("returned", "after a wait")
+
+
+async def test_2_the_scope_of_a_call_that_suspended_is_done_with(autojump_clock: trio.testing.MockClock) -> None:
+    """Rule 2: after such a call its scope is left: cancelling it late, by whatever route, touches nobody."""
+    async with a_crew() as rig:
+        scopes = []
+        for eager in (True, False) * 3:
+            call = Call(_after_a_wait, eager=eager)
+            rig.begin(call)
+            await trio.testing.wait_all_tasks_blocked()
+            scopes.append(call.scope)
+            await call.ended.wait()
+            assert call.scope is None
+        await trio.testing.wait_all_tasks_blocked()
+        for scope in scopes:
+            assert scope is not None
+            scope.cancel()
+        assert await rig.run(Call(_after_a_wait), Call(_after_a_wait)) == ("returned", "after a wait")
+
+
+class Contexts:
+    """Tells and sets a context variable."""
+
+    @method
+    async def swap(self, value: str, wait: bool) -> list[str]:
+        seen = [VARIABLE.get()]
+        VARIABLE.set(value)
+        if wait:
+            await trio.sleep(0.01)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._child, seen)
+        return seen
+
+    async def _child(self, seen: list[str]) -> None:
+        seen.append(VARIABLE.get())
+
+
+async def test_3_each_call_has_a_context_of_its_own(autojump_clock: trio.testing.MockClock) -> None:
+    """Rule 3: a fresh copy of the context of when `serve` began: calls see neither each other's nor anybody's later changes."""
+    VARIABLE.set("when serve began")
+    async with open_loopback(Contexts()) as pool:
+        VARIABLE.set("later")
+        for number in range(6):
+            for wait in (False, True):
+                seen = await pool.stub(Contexts).swap(f"of call {number}", wait)
+                assert seen == ["when serve began", f"of call {number}"]
+        assert VARIABLE.get() == "later"
+
+
+async def test_4_handlers_may_be_interrupted_and_the_reader_not(autojump_clock: trio.testing.MockClock) -> None:
+    """Rule 4: KeyboardInterrupt protection: on while reading, off in every step of a handler."""
+    protected: list[bool] = []
+
+    async def looks() -> None:
+        protected.append(currently_ki_protected())
+        await trio.sleep(1)
+        protected.append(currently_ki_protected())
+        try:
+            await trio.sleep(1)
+        finally:
+            protected.append(currently_ki_protected())
+
+    async with a_crew() as rig:
+        for eager in (True, False):
+            await rig.run(Call(looks, eager=eager))
+            await rig.run(Call(looks, eager=eager, deadline=trio.current_time() + 1.5))
+        assert rig.reads_protected
+    assert protected == [False] * 12
+
+
+@pytest.mark.parametrize("wait", [False, True])
+async def test_4_a_keyboard_interrupt_in_a_handler_is_the_programs(
+    autojump_clock: trio.testing.MockClock, wait: bool
+) -> None:
+    """Rules 4 and 11: it fails the call, and goes on out of the crew."""
+
+    async def interrupted() -> None:
+        if wait:
+            await trio.sleep(1)
+        raise KeyboardInterrupt
+
+    call = Call(interrupted)
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with a_crew() as rig:
+            await rig.run(call)
+            await trio.sleep_forever()
+    assert caught.group_contains(KeyboardInterrupt)
+    assert call.end[0] == "raised"
+
+
+async def test_5_without_a_standby_nothing_is_eager(autojump_clock: trio.testing.MockClock) -> None:
+    """Rule 5: a leader whom nobody could relieve gives its call away, however promising."""
+    async with a_crew(members=0) as rig:
+        call = Call(_at_once)
+        await rig.run(call)
+        assert call.task is not rig.leader
+
+
+async def test_5_the_last_standby_is_kept_for_promotion(autojump_clock: trio.testing.MockClock) -> None:
+    """Rule 5: calls that are not eager never take the one standby that promotion needs."""
+    async with a_crew(members=1) as rig:
+        slow = [Call(_after_a_wait, eager=False) for _ in range(3)]
+        rig.begin(*slow)
+        await trio.testing.wait_all_tasks_blocked()
+        eager = Call(_at_once)
+        await rig.run(eager)
+        assert eager.task is rig.leader
+
+
+async def test_5_when_a_handler_suspends_reading_goes_on(autojump_clock: trio.testing.MockClock) -> None:
+    """Rule 5: the standby leads in the same moment: whatever arrives next is read and run at once."""
+    async with a_crew() as rig:
+        start, old_leader = trio.current_time(), rig.leader
+        waiting = Call(_after_a_wait)
+        rig.begin(waiting)
+        assert await rig.run(Call(_at_once)) == ("returned", "at once")
+        assert trio.current_time() == start
+        assert (waiting.task, waiting.end) == (old_leader, None)
+        assert rig.leader is not old_leader
+        await waiting.ended.wait()
+
+
+async def test_5_many_at_once_that_all_suspend(autojump_clock: trio.testing.MockClock) -> None:
+    """Rule 5: a burst of calls that suspend contrary to expectation loses neither a call nor the reader."""
+    async with a_crew() as rig:
+        start = trio.current_time()
+        calls = [Call(_after_a_wait) for _ in range(200)]
+        await rig.run(*calls)
+        assert {call.end for call in calls} == {("returned", "after a wait")}
+        assert trio.current_time() == start + 1
+        assert await rig.run(Call(_at_once)) == ("returned", "at once")
+
+
+class StepCounter(trio.abc.Instrument):
+    """Counts what happens between two turns of the scheduler."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.now = 0
+
+    def count(self) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+
+
+async def _longest_run(rig: Rig, action: Callable[[], object], calls: int) -> int:
+    """The most handlers that ran in one step of their task."""
+    counter = StepCounter()
+
+    async def handler() -> None:
+        action()
+        counter.count()
+
+    trio.lowlevel.add_instrument(counter)
+    batch = [Call(handler) for _ in range(calls)]
+    await rig.run(*batch)
+    trio.lowlevel.remove_instrument(counter)
+    assert all(call.task is batch[0].task for call in batch)
+    return counter.most
+
+
+async def test_6_the_leader_yields(autojump_clock: trio.testing.MockClock) -> None:
+    """Rule 6: after 64 handlers, or 2 ms, in one go it lets other tasks run."""
+    async with a_crew() as rig:
+        assert await _longest_run(rig, lambda: None, 500) == RUN_CALLS == 64
+        # The first moment is taken after the first call.
+        assert await _longest_run(rig, lambda: autojump_clock.jump(0.0011), 50) <= 3
+
+
+async def test_7_eager_or_not_is_an_estimate_that_decays(autojump_clock: trio.testing.MockClock) -> None:
+    """Rule 7: a method that begins to suspend is soon given away, and is eager again soon after it has stopped to."""
+    estimate = Estimate(eager=True)
+
+    async def one(rig: Rig, handler: Handler) -> bool:
+        call = Call(handler)
+        call.estimate = estimate
+        leader = rig.leader
+        await rig.run(call)
+        return call.task is leader
+
+    async with a_crew() as rig:
+        assert [await one(rig, _at_once) for _ in range(3)] == [True] * 3
+        await one(rig, _after_a_wait)
+        assert await one(rig, _at_once), "one exception is no habit"
+        habits = [await one(rig, _after_a_wait) for _ in range(20)]
+        assert habits[0]
+        assert not habits[-1]
+        habits = [await one(rig, _at_once) for _ in range(20)]
+        assert not habits[0]
+        assert habits[-1]
+
+
+class Watched(trio.abc.Stream):
+    """A server's stream that knows which task reads it."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self.reader: trio.lowlevel.Task | None = None
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        self.reader = current_task()
+        return await self.stream.receive_some(max_bytes)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self.stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+class Shapes:
+    """Says whether each shape of method began in the reader's task."""
+
+    stream: Watched
+
+    def _led(self) -> bool:
+        return current_task() is self.stream.reader
+
+    @method
+    async def unary(self) -> bool:
+        return self._led()
+
+    @method
+    def plain(self) -> bool:
+        return self._led()
+
+    @method
+    async def generator(self) -> AsyncGenerator[bool, None]:
+        yield self._led()
+
+    @method
+    async def collects(self, values: AsyncIterable[int]) -> bool:
+        led = self._led()
+        async for _ in values:
+            pass
+        return led
+
+    @method(thread=True)
+    def threaded(self) -> bool:
+        return trio.from_thread.run_sync(self._led)
+
+
+async def _one() -> AsyncGenerator[int, None]:
+    yield 1
+
+
+async def test_8_streams_and_threads_are_never_eager() -> None:
+    """Rule 8: whatever the estimate says, only unary methods run in the reader's task."""
+    ours, theirs = memory_pipe()
+    shapes = Shapes()
+    shapes.stream = Watched(theirs)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve_stream, shapes, shapes.stream)
+        async with open_connection(ours) as pool:
+            stub = pool.stub(Shapes)
+            async with trio.open_nursery() as several:
+                for _ in range(4):
+                    several.start_soon(stub.threaded)
+            for _ in range(3):
+                assert await stub.unary()
+                assert await stub.plain()
+                async with stub.generator() as items:
+                    assert not await items.receive()
+                assert not await stub.collects(_one())
+                assert not await stub.threaded()
+
+
+async def test_9_traps_pass_unchanged_in_the_same_task(autojump_clock: trio.testing.MockClock) -> None:
+    """Rule 9: what a handler awaits gets the very value or exception that it was rescheduled with, in its first task."""
+    parked: list[trio.lowlevel.Task] = []
+    value, error = object(), ValueError("thrown in")
+
+    async def parks() -> tuple[object, object, int]:
+        tasks = {current_task()}
+        parked.append(current_task())
+        first = await wait_task_rescheduled(lambda _: Abort.FAILED)
+        tasks.add(current_task())
+        parked.append(current_task())
+        second: object = None
+        try:
+            await wait_task_rescheduled(lambda _: Abort.FAILED)
+        except ValueError as exc:
+            second = exc
+        tasks.add(current_task())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep, 1)
+        return first, second, len(tasks)
+
+    async with a_crew() as rig:
+        for eager in (True, False):
+            call = Call(parks, eager=eager)
+            rig.begin(call)
+            await trio.testing.wait_all_tasks_blocked()
+            assert parked[-1] is call.task
+            reschedule(parked[-1], outcome.Value(value))
+            await trio.testing.wait_all_tasks_blocked()
+            reschedule(parked[-1], outcome.Error(error))
+            await call.ended.wait()
+            assert call.end == ("returned", (value, error, 1))
+
+
+class Reporting:
+    call: Any = None
+
+    @method
+    async def waits(self) -> None:
+        type(self).call = current_call()
+        await trio.sleep(1)
+
+
+async def test_10_the_call_keeps_its_coroutine(autojump_clock: trio.testing.MockClock) -> None:
+    """Rule 10: from the table of calls one finds where each handler waits, as long as it does."""
+    async with open_loopback(Reporting()) as pool, trio.open_nursery() as nursery:
+        nursery.start_soon(pool.stub(Reporting).waits)
+        await trio.testing.wait_all_tasks_blocked()
+        coroutine = Reporting.call.coroutine
+        assert inspect.getcoroutinestate(coroutine) == inspect.CORO_SUSPENDED
+        assert "waits" in coroutine.__qualname__
+        await trio.sleep(2)
+        assert Reporting.call.coroutine is None
+
+
+async def _fails_when_cancelled() -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        raise ValueError("in the clean-up")
+
+
+async def _mixed() -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_fails_when_cancelled)
+        nursery.start_soon(trio.sleep_forever)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+async def test_11_cancelled_belongs_to_its_scope(autojump_clock: trio.testing.MockClock, eager: bool) -> None:
+    """Rule 11: what is reported of a cancelled call is its own failure, without the Cancelled beside it, or `cancelled`."""
+    async with a_crew() as rig:
+        mixed = Call(_mixed, eager=eager, deadline=trio.current_time() + 1)
+        kind, exc = await rig.run(mixed)
+        assert kind == "raised"
+        assert isinstance(exc, ExceptionGroup)
+        assert [type(inner) for inner in exc.exceptions] == [ValueError]
+        plain = Call(trio.sleep_forever, eager=eager, deadline=trio.current_time() + 1)
+        assert await rig.run(plain) == ("cancelled", None)
+        assert await rig.run(Call(_after_a_wait, eager=eager)) == ("returned", "after a wait")
+
+
+@pytest.mark.parametrize("eager", [True, False])
+async def test_11_the_connections_end_is_no_calls_failure(autojump_clock: trio.testing.MockClock, eager: bool) -> None:
+    """Rule 11: a Cancelled from outside passes through: the call is not answered, neither as failed nor as cancelled."""
+    calls = [Call(trio.sleep_forever, eager=eager), Call(_mixed, eager=eager)]
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with a_crew() as rig:
+            rig.begin(*calls)
+            await trio.testing.wait_all_tasks_blocked()
+    assert [call.end for call in calls] == [None, None]
+    assert caught.group_contains(ValueError)

@@ -1,0 +1,330 @@
+"""What is written, in which order, by the one task that writes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from hypothesis import given, strategies as st
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trio_rpc._outbox import BATCH_SIZE, Outbox
+from trio_rpc.wire import Bytes, Frames, Hello, Protocol, RequestReceived, Role, method_block
+
+BLOCK = method_block("Any.thing")
+
+
+@attrs.define
+class Wire:
+    """Takes one write at a time, when told to."""
+
+    outbox: Outbox
+    writes: list[bytes] = attrs.field(factory=list)
+    stuck: bool = False
+    _go_on: trio.Event = attrs.field(factory=trio.Event)
+
+    async def send(self, buffers: list[Bytes]) -> None:
+        """Note what one batch holds; then wait, if it is stuck."""
+        self.writes.append(b"".join(buffers))
+        await trio.lowlevel.checkpoint()
+        while self.stuck:
+            await self._go_on.wait()
+
+    def go_on(self) -> None:
+        """Let this write, and all further ones, end."""
+        self.stuck = False
+        self._go_on.set()
+
+    @property
+    def received(self) -> bytes:
+        """All bytes so far."""
+        return b"".join(self.writes)
+
+
+@asynccontextmanager
+async def open_wire(*, stuck: bool = False) -> AsyncIterator[tuple[Outbox, Wire]]:
+    """A running outbox; if stuck, its writer is in the middle of writing a first frame, `start`."""
+    outbox = Outbox()
+    wire = Wire(outbox)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.run, wire.send)
+        if stuck:
+            wire.stuck = True
+            outbox.put(b"start")
+            await wait_all_tasks_blocked()
+            wire.writes.clear()
+        yield outbox, wire
+        wire.go_on()
+        outbox.finish()
+
+
+def protocols() -> tuple[Protocol, Protocol]:
+    """A caller and its peer that have said HELLO."""
+    caller, peer = Protocol(Role.DIALLER, Hello()), Protocol(Role.ACCEPTOR, Hello())
+    peer.receive_data(caller.greeting())
+    caller.receive_data(peer.greeting())
+    return caller, peer
+
+
+def request(caller: Protocol, payload: bytes = b"", **options: Any) -> tuple[int, Frames]:
+    """A request, as the connection lays it out."""
+    return caller.request(BLOCK, payload, **options)
+
+
+async def test_one_tick_is_one_write() -> None:
+    """All that was put before the writer's turn goes out joined."""
+    async with open_wire() as (outbox, wire):
+        await wait_all_tasks_blocked()
+        for frame in (b"a", b"b", b"c"):
+            outbox.put(frame)
+        await wait_all_tasks_blocked()
+        assert wire.writes == [b"abc"]
+
+
+async def test_control_frames_go_first() -> None:
+    """Ahead of all that was put before them."""
+    async with open_wire(stuck=True) as (outbox, wire):
+        outbox.put(b"small")
+        outbox.put_control(b"ping")
+        outbox.put_control(b"pong")
+        wire.go_on()
+        await wait_all_tasks_blocked()
+        assert wire.writes == [b"pingpongsmall"]
+
+
+async def test_large_messages_take_turns() -> None:
+    """A chunk of each, with whatever is small or urgent in between; each message keeps its own order."""
+
+    def chunks(name: bytes, count: int) -> Frames:
+        rest: list[list[Bytes]] = [[name, b"%d" % n] for n in range(1, count + 1)]
+        return _header(count) + name + b"0", iter(rest)
+
+    async with open_wire(stuck=True) as (outbox, wire):
+        outbox.put_message(1, chunks(b"x", 3))
+        outbox.put_message(3, chunks(b"y", 2))
+        outbox.put(b"small")
+        wire.go_on()
+        await wait_all_tasks_blocked()
+        bare = [write.replace(_header(3), b"").replace(_header(2), b"") for write in wire.writes]
+        assert list(filter(None, bare)) == [b"x0y0smallx1", b"y1", b"x2", b"y2", b"x3"]
+        assert outbox.queued_bytes == 0
+        assert not outbox
+
+
+def _header(count: int) -> bytes:
+    """The start of a first frame that announces a message's total size."""
+    return b"\0" * 10 + bytes([0, 0, 0, 2 * count])
+
+
+async def test_messages_of_one_call_keep_their_order() -> None:
+    """A small item does not overtake the large one before it."""
+    caller, peer = protocols()
+    request_id, frames = request(caller, streaming=True)
+    large, small = b"L" * 300_000, b"s"
+    async with open_wire() as (outbox, wire):
+        outbox.put_request(request_id, frames, None)
+        for item in (large, small, large, small):
+            outbox.put_message(request_id, caller.items(request_id, 1, item))
+        await wait_all_tasks_blocked()
+        events = peer.receive_data(wire.received)
+        assert [len(event.payload) for event in events[1:]] == [300_000, 1, 300_000, 1]  # type: ignore[union-attr]
+
+
+async def test_a_small_call_passes_a_large_one() -> None:
+    """It waits for a chunk and not for the message."""
+    caller, peer = protocols()
+    async with open_wire(stuck=True) as (outbox, wire):
+        outbox.put_request(*request(caller, b"L" * 3_000_000), None)
+        wire.go_on()
+        while len(wire.writes) < 3:
+            await trio.lowlevel.checkpoint()
+        small_id, frames = request(caller)
+        outbox.put_request(small_id, frames, None)
+        writes = len(wire.writes)
+        await wait_all_tasks_blocked()
+        events = peer.receive_data(b"".join(wire.writes[: writes + 1]))
+        assert [event.id for event in events if isinstance(event, RequestReceived)] == [small_id]
+
+
+async def test_a_batch_is_bounded() -> None:
+    """Small frames beyond it wait for the next write, so that what is urgent can pass."""
+    frame = b"f" * 1000
+    async with open_wire(stuck=True) as (outbox, wire):
+        for _ in range(400):
+            outbox.put(frame)
+        assert outbox.queued_bytes == 400_000
+        wire.go_on()
+        while not wire.writes:
+            await trio.lowlevel.checkpoint()
+        outbox.put_control(b"ping")
+        await wait_all_tasks_blocked()
+        assert all(len(write) <= BATCH_SIZE + 1000 + 4 for write in wire.writes)
+        assert wire.received.index(b"ping") < 400_000, "in between"
+        assert wire.received.count(b"f") == 400_000
+
+
+# -- taking back -------------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_not_taken_can_be_withdrawn() -> None:
+    """It never leaves; its neighbours do, and their tickets stand."""
+    caller, peer = protocols()
+    async with open_wire(stuck=True) as (outbox, wire):
+        calls = [request(caller) for _ in range(3)]
+        tickets = [outbox.put_request(*call, None) for call in calls]
+        assert outbox.withdraw(calls[1][0], tickets[1])
+        wire.go_on()
+        await wait_all_tasks_blocked()
+        events = peer.receive_data(wire.received)
+        assert [event.id for event in events] == [calls[0][0], calls[2][0]]  # type: ignore[union-attr]
+        assert not any(outbox.withdraw(call[0], ticket) for call, ticket in zip(calls, tickets, strict=True))
+
+
+async def test_a_large_request_is_withdrawn_whole() -> None:
+    """With all its chunks; once a part of it is gone it cannot be taken back, but what is left can be left out."""
+    caller, _peer = protocols()
+    async with open_wire(stuck=True) as (outbox, wire):
+        first, second = request(caller, b"1" * 500_000), request(caller, b"2" * 500_000)
+        tickets = [outbox.put_request(*call, None) for call in (first, second)]
+        assert outbox.withdraw(first[0], tickets[0])
+        wire.go_on()
+        while len(wire.writes) < 2:
+            await trio.lowlevel.checkpoint()
+        assert not outbox.withdraw(second[0], tickets[1])
+        outbox.stop_sending(second[0])
+        await wait_all_tasks_blocked()
+        assert b"1" not in wire.received
+        assert 0 < wire.received.count(b"2") < 500_000
+        assert outbox.queued_bytes == 0
+
+
+async def test_a_streaming_request_takes_its_items_along() -> None:
+    """Items of a request that never came would break the peer's rules; other calls' items stay."""
+    caller, peer = protocols()
+    async with open_wire(stuck=True) as (outbox, wire):
+        kept, gone = (request(caller, streaming=True) for _ in range(2))
+        outbox.put_request(*kept, None)
+        ticket = outbox.put_request(*gone, None)
+        for call_id in (gone[0], kept[0], gone[0]):
+            outbox.put_message(call_id, caller.items(call_id, 1, b"item"))
+        assert outbox.withdraw(gone[0], ticket, streaming=True)
+        wire.go_on()
+        await wait_all_tasks_blocked()
+        assert {event.id for event in peer.receive_data(wire.received)} == {kept[0]}  # type: ignore[union-attr]
+
+
+# -- time --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [10, 300_000])
+async def test_the_time_left_is_that_of_writing(autojump_clock: MockClock, size: int) -> None:
+    """A request that had to wait is stamped anew, large ones too; one without a deadline is not touched."""
+    caller, peer = protocols()
+    async with open_wire(stuck=True) as (outbox, wire):
+        outbox.put_request(*request(caller, b"x" * size, timeout=10), trio.current_time() + 10)
+        outbox.put_request(*request(caller), None)
+        await trio.sleep(4)
+        outbox.put_request(*request(caller, timeout=20), trio.current_time() + 20)
+        wire.go_on()
+        await wait_all_tasks_blocked()
+        events = peer.receive_data(wire.received)
+        left = {event.id: event.timeout for event in events if isinstance(event, RequestReceived)}
+        assert left == pytest.approx({1: 6, 3: None, 5: 20}, abs=1e-5)
+
+
+async def test_a_deadline_that_passed_in_the_queue_is_none_left(autojump_clock: MockClock) -> None:
+    """Never a negative time, nor a huge one."""
+    caller, peer = protocols()
+    async with open_wire(stuck=True) as (outbox, wire):
+        outbox.put_request(*request(caller, timeout=1), trio.current_time() + 1)
+        await trio.sleep(60)
+        wire.go_on()
+        await wait_all_tasks_blocked()
+        (event,) = peer.receive_data(wire.received)
+        assert isinstance(event, RequestReceived)
+        assert event.timeout == 0
+
+
+async def test_progress_is_told(autojump_clock: MockClock) -> None:
+    """Since when a write has been under way, and when a control frame has left."""
+    left: list[float] = []
+    async with open_wire(stuck=True) as (outbox, wire):
+        assert outbox.progressed_at == 0
+        outbox.put_control(b"ping", lambda: left.append(trio.current_time()))
+        await trio.sleep(3)
+        assert outbox.progressed_at == 0
+        assert not left
+        wire.go_on()
+        await wait_all_tasks_blocked()
+        assert (outbox.progressed_at or "no write") == "no write"
+        assert left == [3]
+
+
+async def test_finish_writes_what_is_queued() -> None:
+    """Then the writer returns; without anything queued, at once."""
+    outbox = Outbox()
+    wire = Wire(outbox)
+    outbox.put(b"last")
+    outbox.put_control(b"words")
+    outbox.finish()
+    with trio.fail_after(1):
+        await outbox.run(wire.send)
+    assert wire.writes == [b"wordslast"]
+
+
+async def test_the_repr_tells_what_waits() -> None:
+    """How much of each kind."""
+    outbox = Outbox()
+    outbox.put(b"12345")
+    outbox.put_control(b"x")
+    assert repr(outbox) == "<Outbox: 1 control and 1 small frames (5 bytes), 0 large messages>"
+    assert len(outbox) == 2
+
+
+Step = tuple[str, int]
+steps = st.lists(
+    st.tuples(st.sampled_from(["small", "large", "control", "withdraw", "stop", "tick"]), st.integers(0, 200_000)),
+    max_size=25,
+)
+
+
+@given(steps)
+def test_any_history_reads_well(history: list[Step]) -> None:
+    """Whatever is put, taken back and stopped: the peer sees no broken rule, and all that was kept arrives once."""
+
+    async def main() -> None:
+        caller, peer = protocols()
+        expected: dict[int, int] = {}
+        tickets: list[tuple[int, int]] = []
+        stopped: set[int] = set()
+        async with open_wire() as (outbox, wire):
+            for kind, number in history:
+                if kind in ("small", "large"):
+                    size = number % 100 if kind == "small" else number
+                    request_id, frames = request(caller, b"x" * size)
+                    tickets.append((request_id, outbox.put_request(request_id, frames, None)))
+                    expected[request_id] = size
+                elif kind == "control":
+                    outbox.put_control(caller.ping(b"12345678"))
+                elif kind == "tick":
+                    for _ in range(number % 3):
+                        await trio.lowlevel.checkpoint()
+                elif tickets:
+                    request_id, ticket = tickets[number % len(tickets)]
+                    if kind == "withdraw" and outbox.withdraw(request_id, ticket):
+                        expected.pop(request_id, None)
+                    elif kind == "stop" and ticket < outbox.taken:
+                        outbox.stop_sending(request_id)
+                        stopped.add(request_id)
+            await wait_all_tasks_blocked()
+            assert (len(outbox), outbox.queued_bytes) == (0, 0)
+            events = peer.receive_data(wire.received)
+        arrived = {event.id: len(event.payload) for event in events if isinstance(event, RequestReceived)}
+        assert arrived.items() <= expected.items()
+        assert expected.keys() - arrived.keys() <= stopped
+
+    trio.run(main)

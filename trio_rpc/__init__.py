@@ -1,0 +1,122 @@
+"""trio_rpc: cancel scopes, deadlines, errors and backpressure that cross the network.
+
+Layout: every module that begins with an underscore is private, and this page is the front door. The namespaces beside
+it are `trio_rpc.codecs` (more codecs), `trio_rpc.testing` (the test kit) and `trio_rpc.wire` (the protocol without
+I/O).
+"""
+
+import logging as _logging
+
+from . import _local as _local  # Gives @method objects their local call interface.
+from ._call import Call as Call, Handler as Handler, Interceptor as Interceptor, Reply as Reply
+from ._config import (
+    Backoff as Backoff,
+    Heartbeat as Heartbeat,
+    PoolLimits as PoolLimits,
+    RetryPolicy as RetryPolicy,
+    ServerLimits as ServerLimits,
+)
+from ._context import CallContext as CallContext, current_call as current_call
+from ._contract import method as method, service as service
+from ._errors import (
+    Code as Code,
+    CodecError as CodecError,
+    ConnectError as ConnectError,
+    ConnectionFailed as ConnectionFailed,
+    ConnectionLost as ConnectionLost,
+    DecodeError as DecodeError,
+    Draining as Draining,
+    EncodeError as EncodeError,
+    InvalidArgument as InvalidArgument,
+    LocalProtocolError as LocalProtocolError,
+    Overloaded as Overloaded,
+    PeerUnresponsive as PeerUnresponsive,
+    PermissionDenied as PermissionDenied,
+    PoolClosed as PoolClosed,
+    PoolError as PoolError,
+    PoolExhausted as PoolExhausted,
+    PoolTimeout as PoolTimeout,
+    ProtocolError as ProtocolError,
+    Refused as Refused,
+    RemoteCancelled as RemoteCancelled,
+    RemoteError as RemoteError,
+    RemoteProtocolError as RemoteProtocolError,
+    RpcError as RpcError,
+    Unauthenticated as Unauthenticated,
+    Unimplemented as Unimplemented,
+)
+from ._peer import Peer as Peer
+from ._pool import (
+    Pool as Pool,
+    PoolStatistics as PoolStatistics,
+    open_connection as open_connection,
+    open_pool as open_pool,
+    run_pool as run_pool,
+)
+from ._server import (
+    Server as Server,
+    ServerStatistics as ServerStatistics,
+    open_server as open_server,
+    serve as serve,
+    serve_listeners as serve_listeners,
+    serve_stream as serve_stream,
+)
+from ._streams import ReceiveStream as ReceiveStream
+from ._util import fixup_module_metadata as _fixup_module_metadata
+
+__all__ = [
+    "Backoff",
+    "Call",
+    "CallContext",
+    "Code",
+    "CodecError",
+    "ConnectError",
+    "ConnectionFailed",
+    "ConnectionLost",
+    "DecodeError",
+    "Draining",
+    "EncodeError",
+    "Handler",
+    "Heartbeat",
+    "Interceptor",
+    "InvalidArgument",
+    "LocalProtocolError",
+    "Overloaded",
+    "Peer",
+    "PeerUnresponsive",
+    "PermissionDenied",
+    "Pool",
+    "PoolClosed",
+    "PoolError",
+    "PoolExhausted",
+    "PoolLimits",
+    "PoolStatistics",
+    "PoolTimeout",
+    "ProtocolError",
+    "ReceiveStream",
+    "Refused",
+    "RemoteCancelled",
+    "RemoteError",
+    "RemoteProtocolError",
+    "Reply",
+    "RetryPolicy",
+    "RpcError",
+    "Server",
+    "ServerLimits",
+    "ServerStatistics",
+    "Unauthenticated",
+    "Unimplemented",
+    "current_call",
+    "method",
+    "open_connection",
+    "open_pool",
+    "open_server",
+    "run_pool",
+    "serve",
+    "serve_listeners",
+    "serve_stream",
+    "service",
+]
+
+_fixup_module_metadata(globals(), __name__)
+_logging.getLogger(__name__).addHandler(_logging.NullHandler())  # Silent until the program sets logging up.

@@ -1,0 +1,235 @@
+"""Addresses: their text, how to dial them, how to listen on them.
+
+`tcp://host:port`, `tls://host:port`, `unix:///path`, `unix:@abstract`. A wildcard or missing host is for listening.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+import ssl
+import stat
+from collections.abc import Sequence
+
+import attrs
+import trio
+from trio.lowlevel import notify_closing, wait_readable
+
+from ._errors import ConnectError
+from ._sockets import SocketStream
+from ._tls import is_final, start_tls, why
+
+__all__ = ["Address", "SocketListener", "dial", "listen", "peer_name"]
+
+BACKLOG = 4096
+"""The kernel clips it to somaxconn."""
+
+
+@attrs.frozen
+class Address:
+    """One parsed address."""
+
+    scheme: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """Read an address. Raises ValueError, with an example of what to write, for anything else."""
+        if not isinstance(text, str):
+            raise TypeError(f"an address is a text like 'tcp://127.0.0.1:7000', not {text!r}")
+        scheme, found, rest = text.partition(":")
+        if scheme == "unix" and found:
+            path = rest.removeprefix("//")
+            if path in ("", "@", "/"):
+                raise ValueError(f"{text!r} names no socket: write unix:///run/app.sock or unix:@name")
+            return cls("unix", path=path)
+        if scheme not in ("tcp", "tls") or not rest.startswith("//"):
+            raise ValueError(
+                f"{text!r} is no address: write tcp://host:port, tls://host:port, unix:///path or unix:@name"
+            )
+        host, colon, port = rest[2:].rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535 or "/" in host:
+            raise ValueError(f"{text!r} has no valid port: write {scheme}://host:port with a port from 0 to 65535")
+        return cls(scheme, host, int(port))
+
+    def __str__(self) -> str:
+        if self.scheme == "unix":
+            return f"unix:{self.path}" if self.path.startswith("@") else f"unix://{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+    @property
+    def is_local(self) -> bool:
+        """True if only this machine can reach it."""
+        if self.scheme == "unix" or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def unix_path(self) -> str:
+        """What the kernel calls it: abstract names begin with a NUL."""
+        return "\0" + self.path[1:] if self.path.startswith("@") else self.path
+
+
+async def dial(address: Address, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
+    """Open a transport: name, TCP and TLS. Raises ConnectError. The caller bounds the time."""
+    if address.scheme == "tls" and ssl_context is None:
+        ssl_context = ssl.create_default_context()
+    try:
+        stream = await _connect(address)
+    except OSError as exc:
+        raise ConnectError(f"cannot connect to {address}: {_reason(exc)}", peer=str(address)) from exc
+    return stream if ssl_context is None else await _secure(stream, address, ssl_context)
+
+
+async def _connect(address: Address) -> SocketStream:
+    if address.scheme == "unix":
+        sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            await sock.connect(address.unix_path)
+        except BaseException:
+            sock.close()
+            raise
+    else:
+        sock = (await trio.open_tcp_stream(address.host or "localhost", address.port)).socket
+    return SocketStream(_own(sock))
+
+
+async def _secure(stream: SocketStream, address: Address, context: ssl.SSLContext) -> trio.SSLStream[SocketStream]:
+    try:
+        return await start_tls(stream, context, hostname=address.host or None)
+    except BaseException as exc:
+        stream.close()
+        if isinstance(exc, trio.BrokenResourceError | trio.ClosedResourceError):
+            text = f"TLS with {address} failed: {why(exc)}"
+            raise ConnectError(text, peer=str(address), permanent=is_final(exc)) from exc
+        raise
+
+
+def _own(sock: trio.socket.SocketType) -> socket.socket:
+    """Take a socket out of Trio's wrapper, to read and write it ourselves."""
+    family, kind, proto = sock.family, sock.type, sock.proto
+    return socket.socket(family, kind, proto, fileno=sock.detach())
+
+
+def _reason(exc: BaseException) -> str:
+    """The operating system's own words, out of the group that happy eyeballs makes."""
+    cause = exc.__cause__
+    errors = cause.exceptions if isinstance(cause, BaseExceptionGroup) else [cause or exc]
+    return ", ".join(sorted({_words(error) for error in errors}))
+
+
+def _words(error: BaseException) -> str:
+    """Without number and address: the message has these already."""
+    number = error.errno if isinstance(error, OSError) else None
+    return os.strerror(number) if number is not None and number > 0 else getattr(error, "strerror", None) or str(error)
+
+
+class SocketListener(trio.abc.Listener[SocketStream]):
+    """A listening socket of our own, so that accepted connections are read and written directly."""
+
+    def __init__(self, sock: socket.socket, address: Address) -> None:
+        sock.setblocking(False)
+        self.socket = sock
+        self.address = address
+
+    async def accept(self) -> SocketStream:
+        """Wait for the next connection. Raises OSError as the system call does, ClosedResourceError once closed."""
+        while True:
+            if self.socket.fileno() == -1:
+                raise trio.ClosedResourceError("this listener was closed")
+            try:
+                sock, _ = self.socket.accept()
+            except BlockingIOError:
+                await wait_readable(self.socket)
+            else:
+                return SocketStream(sock)
+
+    async def aclose(self) -> None:
+        """Stop listening; a UNIX socket's file is removed."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        """Close without a checkpoint."""
+        if self.socket.fileno() == -1:
+            return
+        if self.address.scheme == "unix" and not self.address.path.startswith("@"):
+            with contextlib.suppress(OSError):
+                os.unlink(self.address.path)  # First: once closed, a successor may put its own file there.
+        notify_closing(self.socket)
+        self.socket.close()
+
+
+async def listen(address: Address) -> Sequence[SocketListener]:
+    """Open the listening sockets of one address. Raises OSError that names the address."""
+    try:
+        if address.scheme == "unix":
+            return [_listen_unix(address)]
+        listeners = await trio.open_tcp_listeners(address.port, host=address.host or None, backlog=BACKLOG)
+    except OSError as exc:
+        text = f"cannot listen on {address}: {exc.strerror or exc}"
+        raise (OSError(text) if exc.errno is None else OSError(exc.errno, text)) from exc
+    return [_own_listener(address, listener) for listener in listeners]
+
+
+def _own_listener(address: Address, listener: trio.SocketListener) -> SocketListener:
+    sock = _own(listener.socket)
+    host, port = sock.getsockname()[:2]
+    if address.scheme == "tls" and address.host:
+        host = address.host  # A certificate is checked against the name.
+    return SocketListener(sock, attrs.evolve(address, host=host, port=port))
+
+
+def _listen_unix(address: Address) -> SocketListener:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if not address.path.startswith("@"):
+            _remove_stale(address.path)
+        sock.bind(address.unix_path)
+        if not address.path.startswith("@"):
+            os.chmod(address.path, 0o600)  # Only this user: on one machine that is the authentication.
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return SocketListener(sock, address)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket file that a killed server left behind; a living server's, or any other file, stays."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise FileExistsError(errno.EEXIST, "a file that is no socket is in its place")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if probe.connect_ex(path) != 0:
+                os.unlink(path)
+
+
+def peer_name(stream: trio.abc.Stream) -> str:
+    """Name the other end of a stream, for logs and errors."""
+    transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    scheme = "tls" if isinstance(stream, trio.SSLStream) else "tcp"
+    sock = getattr(transport, "socket", None)
+    if sock is None:
+        return f"{type(stream).__name__}"
+    try:
+        name = sock.getpeername()
+    except OSError:
+        return "a closed socket"
+    if isinstance(name, tuple):
+        return str(Address(scheme, name[0], name[1]))
+    return f"unix:{_text(name) or '(unnamed)'}"
+
+
+def _text(name: str | bytes) -> str:
+    return (name.decode(errors="replace") if isinstance(name, bytes) else name).replace("\0", "@")

@@ -1,0 +1,312 @@
+"""Calling: what a pool of connections and a single peer have in common.
+
+The way of a unary call: arguments become a payload here; `_begin` finds a place, or waits for one in the line; the
+connection sends it and the task parks in `Outgoing.wait`; the terminal frame wakes it, and the result is decoded here,
+in the caller's own task. What surely did not run is tried again; what may have run only if the method is idempotent.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import attrs
+import trio
+from trio.lowlevel import checkpoint, checkpoint_if_cancelled
+
+from ._call import Call, Interceptor, Reply, compose
+from ._calls import Outgoing
+from ._config import Limits, RetryPolicy
+from ._connection import Connection
+from ._contract import Shape
+from ._errors import DecodeError, RpcError
+from ._methods import RemoteMethod, untyped
+from ._outcomes import error_of, expired_remotely
+from ._scope import hidden_nursery
+from ._streaming import Feeder, StreamCall
+from ._stub import CallOptions
+from ._timer import Timer
+from ._trial import Trial
+from ._util import locate
+from ._waiting import Attempt, WaitingLine
+from .wire import Bytes, ErrorReceived, Metadata, Outcome, ResponseReceived
+
+__all__ = ["Caller", "CallerCounters"]
+
+
+@attrs.define
+class CallerCounters:
+    """What became of the calls of one caller."""
+
+    requests: int = 0
+    """Calls made."""
+    errors: int = 0
+    """Calls that ended with an error of this library, remote ones included."""
+    retries: int = 0
+    """Further attempts, transparent ones included."""
+
+
+class Caller:
+    """Makes the calls of a pool or of a peer, in all four shapes.
+
+    `pick()` gives a connection with a free place for one who has not waited, or None, and raises PoolClosed once
+    there will be none any more; `wanted()` is told that somebody has joined the line.
+    """
+
+    def __init__(
+        self,
+        *,
+        pick: Callable[[], Connection | None],
+        wanted: Callable[[], object],
+        codec: str,
+        timer: Timer,
+        line: WaitingLine,
+        retry: RetryPolicy,
+        limits: Limits,
+        acquire_timeout: float | None,
+        metadata: Metadata | None = None,
+        interceptors: Sequence[Interceptor] = (),
+        rng: Callable[[], float] = random.random,
+    ) -> None:
+        self._pick = pick
+        self._wanted = wanted
+        self.codec = codec
+        self.counters = CallerCounters()
+        self.timer = timer
+        self.line = line
+        self.stream_limits = (limits.stream_window, limits.stream_window_items)
+        self._acquire_timeout = acquire_timeout
+        self._interceptors = tuple(interceptors)
+        self.options = CallOptions(metadata=dict(metadata or {}), retry=retry, cancel_wait=limits.cancel_wait)
+        self._untyped: dict[tuple[str, Shape], RemoteMethod] = {}
+        self.restarting: dict[StreamCall, float] = {}
+        """Streams between two attempts, with their deadlines."""
+        self.rng = rng
+
+    def by_name(self, name: str, shape: Shape) -> RemoteMethod:
+        """A method without a contract, compiled once. Raises ValueError for what is no name."""
+        key = (name, shape)
+        if key not in self._untyped:
+            self._untyped[key] = untyped(name, self.codec, shape)
+        return self._untyped[key]
+
+    # -- the call shapes: what a stub's methods are made of ----------------------------------------------------------
+
+    async def unary(
+        self, method: RemoteMethod, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
+    ) -> Any:
+        """One request, one result."""
+        if self._interceptors:
+            return await self._intercepted(self._unary, method, args, kwargs, options)
+        return await self._unary(method, args, kwargs, options)
+
+    async def _unary(
+        self, method: RemoteMethod, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
+    ) -> Any:
+        payload, blobs = method.encode(args, kwargs)
+        self.counters.requests += 1
+        trial = Trial(self, method, options)
+        while True:
+            attempt = self._attempt(method, payload, blobs, options)
+            if attempt.deadline != math.inf and attempt.deadline <= trio.current_time():
+                await checkpoint()  # The deadline has passed: Trio says so, and nothing is sent.
+            call = await self._begin(attempt, trial)
+            await call.wait()
+            error = self._error(call, method, options)
+            if error is None:
+                return self._result(method, call)
+            if expired_remotely(call):
+                await trio.sleep_until(call.deadline)  # The caller's own scope fires; else its deadline has moved.
+            await trial.again(error)
+
+    async def client_stream(
+        self, method: RemoteMethod, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
+    ) -> Any:
+        """A stream of items there, one result back."""
+        if self._interceptors:
+            return await self._intercepted(self._client_stream, method, args, kwargs, options)
+        return await self._client_stream(method, args, kwargs, options)
+
+    async def _client_stream(
+        self, method: RemoteMethod, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
+    ) -> Any:
+        args, kwargs, items = method.split(args, kwargs)
+        feeder = Feeder(method, items)
+        payload, blobs = method.encode(args, kwargs)
+        self.counters.requests += 1
+        trial = Trial(self, method, options)
+        async with hidden_nursery() as nursery:
+            nursery.start_soon(feeder.run)
+            with feeder.between_calls:
+                while True:
+                    await checkpoint_if_cancelled()
+                    attempt = self._attempt(method, payload, blobs, options, streaming=True)
+                    attempt.on_start = feeder.attach
+                    call = await self._begin(attempt, trial)
+                    await call.wait()
+                    if feeder.error is not None:
+                        break
+                    error = self._error(call, method, options)
+                    if error is None:
+                        return self._result(method, call)
+                    if expired_remotely(call):
+                        await trio.sleep_until(call.deadline)
+                    if feeder.taken:
+                        raise trial.final(error)
+                    await trial.again(error)
+            assert feeder.error is not None
+            raise feeder.error
+
+    def server_stream(
+        self, method: RemoteMethod, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
+    ) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[Any]]:
+        """One request, a stream of items back."""
+        return self._stream(method, args, kwargs, options, None)
+
+    def bidi(
+        self, method: RemoteMethod, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
+    ) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[Any]]:
+        """A stream of items each way."""
+        args, kwargs, items = method.split(args, kwargs)
+        return self._stream(method, args, kwargs, options, Feeder(method, items))
+
+    @asynccontextmanager
+    async def _stream(
+        self,
+        method: RemoteMethod,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+        feeder: Feeder | None,
+    ) -> AsyncIterator[trio.abc.ReceiveChannel[Any]]:
+        await checkpoint_if_cancelled()  # Already expired: nothing is sent.
+        if self._interceptors:
+            call = Call(method.name, args, kwargs, dict(options.metadata))
+            opened: list[StreamCall] = []
+
+            async def innermost(call: Call) -> Reply:
+                changed = attrs.evolve(options, metadata=call.metadata)
+                opened.append(self._open(method, call.args, call.kwargs, changed, feeder))
+                return Reply(opened[0].received)
+
+            channel = (await compose(self._interceptors, innermost)(call)).value
+            if not opened:
+                raise TypeError(f"an interceptor answered {method.name} without calling on: its results are a stream")
+        else:
+            opened = [self._open(method, args, kwargs, options, feeder)]
+            channel = opened[0].received
+        async with opened[0].block():
+            yield channel
+
+    def _open(
+        self,
+        method: RemoteMethod,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+        feeder: Feeder | None,
+    ) -> StreamCall:
+        payload, blobs = method.encode(args, kwargs)
+        self.counters.requests += 1
+        stream = StreamCall(self, method, feeder, options)
+        stream.begin(lambda: self._attempt(method, payload, blobs, options, streaming=feeder is not None))
+        return stream
+
+    async def _intercepted(
+        self,
+        run: Callable[..., Any],
+        method: RemoteMethod,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+    ) -> Any:
+        async def innermost(call: Call) -> Reply:
+            return Reply(await run(method, call.args, call.kwargs, attrs.evolve(options, metadata=call.metadata)))
+
+        call = Call(method.name, args, kwargs, dict(options.metadata))
+        return (await compose(self._interceptors, innermost)(call)).value
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def _attempt(
+        self,
+        method: RemoteMethod,
+        payload: bytes,
+        blobs: Sequence[Bytes],
+        options: CallOptions,
+        *,
+        streaming: bool = False,
+    ) -> Attempt:
+        return Attempt(
+            method.block,
+            payload,
+            blobs,
+            trio.current_effective_deadline(),
+            options.metadata,
+            options.cancel_wait,
+            streaming,
+            None,
+            None if options.wait_for_ready else self._acquire_timeout,
+        )
+
+    async def _begin(self, attempt: Attempt, trial: Trial) -> Outgoing:
+        """Start now if there is a place, else wait for one."""
+        try:
+            connection = self._pick()
+            if connection is not None:
+                return attempt.start(connection)
+            self.join_line(attempt)
+            return await self.line.wait(attempt)
+        except RpcError as exc:
+            raise trial.final(exc)  # noqa: B904 - the same error
+
+    def submit(self, attempt: Attempt) -> None:
+        """Start now if there is a place, else join the line; for attempts that nobody awaits."""
+        connection = self._pick()
+        if connection is not None:
+            attempt.start(connection)
+        else:
+            self.join_line(attempt)
+
+    def join_line(self, attempt: Attempt) -> None:
+        """Wait for a place. Raises PoolExhausted, or PoolClosed."""
+        self.line.join(attempt)
+        self._wanted()
+
+    def _error(self, call: Outgoing, method: RemoteMethod, options: CallOptions) -> BaseException | None:
+        """What the call is to raise: the terminal frame decides, then a cancellation that was waiting for it."""
+        terminal = call.terminal
+        if terminal is not None and terminal.metadata and options.reply_metadata is not None:
+            options.reply_metadata.update(terminal.metadata)
+        if type(terminal) is ResponseReceived:
+            return None
+        own_failure = isinstance(terminal, ErrorReceived) and terminal.outcome is Outcome.FAILED
+        if call.cancelled is not None and not own_failure:
+            raise call.cancelled
+        error = error_of(call, method.failures)
+        if isinstance(error, DecodeError):
+            locate(error, method.name)
+        return error
+
+    def _result(self, method: RemoteMethod, call: Outgoing) -> Any:
+        terminal = call.terminal
+        assert isinstance(terminal, ResponseReceived)
+        try:
+            return method.result.decode(terminal.payload, terminal.blobs)
+        except DecodeError as exc:
+            locate(exc, f"the result of {method.name}")
+            exc.may_have_run, exc.peer = True, call.connection.address
+            raise self.counted(exc) from None
+
+    def counted(self, error: BaseException) -> BaseException:
+        """Count a call that ends with `error`."""
+        self.counters.errors += 1
+        return error
+
+    @property
+    def patience(self) -> float:
+        """How long what surely did not run is tried again, for a caller without a deadline."""
+        return math.inf if self._acquire_timeout is None else self._acquire_timeout

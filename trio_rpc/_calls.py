@@ -1,0 +1,363 @@
+"""The two ends of one call: `Outgoing`, which somebody here awaits, and `Incoming`, which a handler here serves.
+
+Invariants:
+
+1. An id is in its connection's table from before its frame is queued until its terminal frame (or the connection's
+   end). So a late reply is told from an invented one, and an id is never reused.
+2. Whatever ends a call does so exactly once, synchronously: `Outgoing.finish`, `Incoming.end`.
+3. A Cancelled is captured when Trio delivers it and raised again, the same object, once the remote handler's end is
+   known or `cancel_wait` has passed. It is never made here and never lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
+
+from ._context import CURRENT
+from ._crew import Estimate
+from ._errors import Code, RpcError
+from ._streams import Outbound, ReceiveStream
+from .wire import Data, EndReceived, ErrorReceived, Outcome, RequestReceived, ResponseReceived
+
+if TYPE_CHECKING:
+    from ._connection import Connection
+
+__all__ = ["Endpoint", "Incoming", "Outgoing"]
+
+NESTED_SHARE = 0.8
+"""How much of its caller's `cancel_wait` a cancelled handler may spend on joining its own calls."""
+
+Terminal = ResponseReceived | EndReceived | ErrorReceived
+
+
+class Outgoing:
+    """One call of ours, from its request to its terminal frame."""
+
+    __slots__ = (
+        "cancel_wait",
+        "cancelled",
+        "closing",
+        "connection",
+        "deadline",
+        "id",
+        "lost",
+        "misfit",
+        "on_end",
+        "orphan",
+        "outbound",
+        "parent",
+        "received",
+        "stopping",
+        "task",
+        "terminal",
+        "ticket",
+    )
+
+    def __init__(self, connection: Connection, deadline: float, cancel_wait: float) -> None:
+        self.connection = connection
+        self.deadline = deadline
+        """The caller's deadline when the call began; `inf` for none."""
+        self.cancel_wait = cancel_wait
+        self.parent = CURRENT.get(None)
+        """The call being served here that this one is nested in."""
+        self.id = 0
+        self.ticket = 0
+        self.task: Task | None = None
+        self.received: ReceiveStream[Any] | None = None
+        self.outbound: Outbound[Any] | None = None
+        self.terminal: Terminal | None = None
+        self.lost: RpcError | None = None
+        """The connection's end, if that is what ended the call."""
+        self.cancelled: BaseException | None = None
+        """The Cancelled that Trio delivered while this call was waited for."""
+        self.closing: RpcError | None = None
+        """What to raise once joined: the pool is closing under the call."""
+        self.on_end: Callable[[Outgoing], object] | None = None
+        """Told of the end, in the same step; for streams, which nobody awaits as a whole."""
+        self.misfit = False
+        """Items came for a call that expects one result."""
+        self.stopping = False
+        """CANCEL has been sent, or need not be: the request was taken back."""
+        self.orphan = False
+        """`cancel_wait` has passed: nobody waits any more, but the slot is kept until the terminal frame."""
+
+    def __repr__(self) -> str:
+        state = "ended" if self.ended else "orphan" if self.orphan else "stopping" if self.stopping else "in flight"
+        return f"<Outgoing call {self.id}: {state}>"
+
+    @property
+    def ended(self) -> bool:
+        """True once nothing more can come."""
+        return self.terminal is not None or self.lost is not None
+
+    @property
+    def written(self) -> bool:
+        """True if any byte of the request may have reached the transport."""
+        return self.ticket < self.connection.outbox.taken
+
+    async def wait(self) -> None:
+        """Park until the call has ended, or until nobody need wait for it. Does not raise."""
+        if not self.ended:
+            self.task = current_task()
+            await wait_task_rescheduled(self._abort)
+
+    def _abort(self, raise_cancel: Any) -> Abort:
+        """Trio cancels the waiting task: stop the remote handler first, and let the cancellation go on behind it."""
+        task, self.task = self.task, None  # What succeeds here is rescheduled by Trio, and must not be by us.
+        if self.connection.withdraw(self):
+            return Abort.SUCCEEDED
+        try:
+            raise_cancel()
+        except trio.Cancelled as exc:
+            self.cancelled = exc
+        except BaseException:
+            # KeyboardInterrupt: somebody wants out, now. The handler is told, and not waited for.
+            self.stop(wait=0.0)
+            return Abort.SUCCEEDED
+        self.stop()
+        if self.orphan:
+            return Abort.SUCCEEDED
+        self.task = task
+        return Abort.FAILED
+
+    def stop(self, *, leaving: bool = False, wait: float | None = None) -> None:
+        """Ask the peer to stop the handler, once; start the clock of `cancel_wait`."""
+        if self.stopping or self.ended:
+            return
+        connection = self.connection
+        if connection.withdraw(self):
+            # A CANCEL would overtake the request in the queue, and speak of a call that the peer has never seen.
+            self.finish(None, RpcError("the call was taken back before it was sent", peer=connection.address))
+            return
+        self.stopping = True
+        now = trio.current_time()
+        if wait is None:
+            wait = self.cancel_wait
+            parent = self.parent
+            # A task that outlives its handler is nobody's nested call: no caller waits for it any more.
+            if isinstance(parent, Incoming) and parent.active and parent.join_until < math.inf:
+                wait = max(0.0, min(wait, parent.join_until - now))
+        connection.send_cancel(self, wait, leaving)
+        if wait > 0:
+            connection.timer.at(now + wait, self._give_up)
+        else:
+            self._give_up(0.0)
+
+    def _give_up(self, _lateness: float) -> None:
+        if not self.ended and not self.orphan:
+            self._abandon()
+            if self.closing is not None and self.on_end is not None:
+                self.on_end(self)
+            self._wake()
+
+    def _abandon(self) -> None:
+        self.orphan = True
+        self.connection.note_orphan()
+
+    def finish(self, terminal: Terminal | None, lost: RpcError | None = None) -> None:
+        """The call's end, told by the connection's reader or by its loss."""
+        self.terminal, self.lost = terminal, lost
+        if self.outbound is not None:
+            self.outbound.stop()
+        if self.on_end is not None:
+            self.on_end(self)
+        self._wake()
+
+    def close(self, error: RpcError) -> None:
+        """The pool closes under this call: stop it, and have it raise `error` unless its result comes first."""
+        if self.connection.withdraw(self):
+            self.finish(None, error)
+        else:
+            self.closing = error
+            self.stop()
+
+    def _wake(self) -> None:
+        task, self.task = self.task, None
+        if task is not None:
+            reschedule(task)
+
+
+class Endpoint(Protocol):
+    """What a served method needs to be: made by the dispatch, known to the connection by these verbs alone."""
+
+    estimate: Estimate
+
+    def start(self, call: Incoming) -> Coroutine[Any, Any, Any]:
+        """Decode the arguments and make the handler's coroutine. What it raises did not run."""
+
+    def succeed(self, call: Incoming, value: Any) -> None:
+        """Answer with the handler's result."""
+
+    def fail(self, call: Incoming, exc: BaseException, *, started: bool) -> None:
+        """Answer with a failure."""
+
+
+class Incoming:
+    """One call that a handler here serves, and what `current_call()` gives to it."""
+
+    __slots__ = (
+        "_metadata",
+        "_reply_metadata",
+        "blobs",
+        "by_caller",
+        "by_peer",
+        "connection",
+        "context",
+        "coroutine",
+        "cut",
+        "deadline",
+        "endpoint",
+        "ended",
+        "estimate",
+        "expires",
+        "id",
+        "inbound",
+        "join_until",
+        "method",
+        "outbound",
+        "payload",
+        "scope",
+        "started",
+    )
+
+    def __init__(self, connection: Connection, endpoint: Endpoint, request: RequestReceived) -> None:
+        self.connection = connection
+        self.endpoint = endpoint
+        self.estimate = endpoint.estimate
+        self.id = request.id
+        self.method = request.method
+        self.payload: Data = request.payload
+        self.blobs: Sequence[bytes] = request.blobs
+        self._metadata = request.metadata
+        self._reply_metadata: dict[str, str | bytes] | None = None
+        self.deadline = math.inf
+        """When the handler's scope fires: the caller's deadline with some slack, or the server's `max_deadline`."""
+        self.expires = math.inf
+        """The caller's deadline, without slack."""
+        self.cut = False
+        """The server's `max_deadline` is the earlier one."""
+        self.inbound: ReceiveStream[Any] | None = None
+        self.outbound: Outbound[Any] | None = None
+        self.scope: trio.CancelScope | None = None
+        self.coroutine: Coroutine[Any, Any, Any] | None = None
+        self.context: Context
+        self.by_caller = False
+        self.by_peer = ""
+        self.join_until = math.inf
+        self.started = False
+        self.ended = False
+
+    def __repr__(self) -> str:
+        state = "ended" if self.ended else "running" if self.started else "waiting"
+        return f"<Incoming call {self.id} of {self.method}: {state}>"
+
+    # -- what a handler sees ---------------------------------------------------------------------------------------
+
+    @property
+    def peer(self) -> Any:
+        """The caller."""
+        return self.connection.peer
+
+    @property
+    def metadata(self) -> dict[str, str | bytes]:
+        """What the caller sent along."""
+        if self._metadata is None:
+            self._metadata = {}
+        return self._metadata
+
+    @property
+    def reply_metadata(self) -> dict[str, str | bytes]:
+        """What goes back with the next frame of the reply."""
+        if self._reply_metadata is None:
+            self._reply_metadata = {}
+        return self._reply_metadata
+
+    @property
+    def active(self) -> bool:
+        """False once the handler has ended."""
+        return not self.ended
+
+    def take_reply_metadata(self) -> dict[str, str | bytes] | None:
+        """What has not been sent yet, once."""
+        metadata, self._reply_metadata = self._reply_metadata, None
+        return metadata
+
+    # -- what the crew does with it: a Job -------------------------------------------------------------------------
+
+    def begin(self) -> Coroutine[Any, Any, Any] | None:
+        """Make the handler's coroutine, or answer at once and return None."""
+        if self.ended:
+            return None
+        if self.expires != math.inf and self.expires <= trio.current_time():
+            self.connection.send_error(
+                self, Code.DEADLINE_EXCEEDED, Outcome.EXPIRED, "the deadline had passed on arrival"
+            )
+            return None
+        self.context = self.connection.base_context.copy()
+        self.context.run(CURRENT.set, self)
+        try:
+            self.coroutine = self.endpoint.start(self)
+        except Exception as exc:
+            self.endpoint.fail(self, exc, started=False)
+            return None
+        self.started = True
+        return self.coroutine
+
+    def succeed(self, value: Any) -> None:
+        """The handler returned."""
+        if not self.ended:
+            self.endpoint.succeed(self, value)
+
+    def fail(self, exc: BaseException) -> None:
+        """The handler raised."""
+        if not self.ended:
+            self.endpoint.fail(self, exc, started=True)
+
+    def cancelled(self) -> None:
+        """The handler ended by its scope's cancellation: say whose wish that was."""
+        if self.ended:
+            return
+        if self.by_caller:
+            self.connection.send_error(self, Code.CANCELLED, Outcome.CANCELLED, "cancelled by the caller")
+        elif self.by_peer:
+            self.connection.send_error(self, Code.CANCELLED, Outcome.STOPPED, self.by_peer)
+        elif self.cut:
+            text = "the server's max_deadline has cut this call"
+            self.connection.send_error(self, Code.DEADLINE_EXCEEDED, Outcome.STOPPED, text)
+        else:
+            self.connection.send_error(
+                self, Code.DEADLINE_EXCEEDED, Outcome.EXPIRED, "the caller's deadline has passed"
+            )
+
+    # -- what the connection does with it --------------------------------------------------------------------------
+
+    def cancel(self, wait: float, leaving: bool) -> None:
+        """The caller wants it stopped, and waits `wait` seconds for its end."""
+        self.by_caller = True
+        self.join_until = trio.current_time() + wait * NESTED_SHARE
+        if leaving and self.outbound is not None and self.outbound.waiting:
+            # At its yield: it gets GeneratorExit there and may clean up in peace, while the caller waits.
+            self.outbound.stop()
+            if self.scope is not None:
+                self.scope.deadline = min(self.scope.deadline, self.join_until)
+            return
+        if self.outbound is not None:
+            self.outbound.stop()
+        self._stop_running("cancelled by the caller", Outcome.CANCELLED)
+
+    def stop(self, reason: str) -> None:
+        """This side wants it stopped."""
+        self.by_peer = self.by_peer or reason
+        self._stop_running(reason, Outcome.STOPPED)
+
+    def _stop_running(self, reason: str, outcome: Outcome) -> None:
+        if self.scope is not None:
+            self.scope.cancel()
+        elif not self.started:
+            self.connection.send_error(self, Code.CANCELLED, outcome, reason)

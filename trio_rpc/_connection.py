@@ -1,0 +1,737 @@
+"""One connection: events into awaited calls, both ways.
+
+Three roles with one owner each: the crew's leader reads, the writer writes, the timer watches. None of them waits for
+a handler, a consumer or another call:
+
+1. Only the writer sends (see `_outbox`). If it fails, the reader first takes what has already arrived.
+2. The reader awaits only `receive_some`. Completing a call, feeding a stream, granting credit are synchronous.
+3. Whatever ends the connection goes through `lose`, once: every call in flight fails in that very tick with one
+   chained cause, every handler is cancelled with the connection's scope.
+4. `run` never raises into its owner's nursery, apart from KeyboardInterrupt and the owner's own cancellation.
+
+A connection is symmetric. Who dialled decides the parity of ids and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import struct
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextvars import Context
+from typing import Any
+
+import attrs
+import trio
+
+from ._calls import Endpoint, Incoming, Outgoing
+from ._config import Heartbeat, Limits
+from ._crew import Crew
+from ._errors import (
+    Code,
+    ConnectionLost,
+    EncodeError,
+    PeerUnresponsive,
+    RemoteProtocolError,
+    RpcError,
+)
+from ._heartbeat import Action, Doubt, Vigil
+from ._outbox import Outbox
+from ._streams import ReceiveStream
+from ._timer import Timer
+from .wire import (
+    MAX_ID,
+    Bytes,
+    CancelReceived,
+    CreditReceived,
+    Data,
+    EndReceived,
+    ErrorReceived,
+    Event,
+    GoAwayReceived,
+    Hello,
+    ItemsReceived,
+    Metadata,
+    Outcome,
+    PingReceived,
+    PongReceived,
+    Protocol,
+    RequestReceived,
+    ResponseReceived,
+    message_size,
+)
+
+__all__ = ["Connection", "ConnectionCounters"]
+
+log = logging.getLogger("trio_rpc.connection")
+
+MIN_SLACK = 0.05
+"""A handler's scope fires this much (or two round trips) after its caller's, so that the caller's fires first."""
+PING_ALLOWANCE = 10
+"""Pings beyond the announced rate before the peer is closed (reliability: 10 + 2/s)."""
+MAX_OWED_PONGS = 16
+QUEUE_FACTOR = 4
+"""Requests refused as Overloaded without a pause, in units of `max_in_flight`, before the connection is closed: an
+honest peer keeps to the limit it was told."""
+
+NEVER_SENT = sys.maxsize
+"""The ticket of a call that was taken back: the writer never comes to it."""
+
+_STAMP = struct.Struct(">d")
+
+
+@attrs.define
+class ConnectionCounters:
+    """What happened on the connections of one pool or server, in all."""
+
+    calls: int = 0
+    """Calls begun by this side."""
+    orphans: int = 0
+    """Calls given up after `cancel_wait` whose handler has not ended yet."""
+    late_replies: int = 0
+    """Frames for calls that had already ended."""
+    served: int = 0
+    """Handlers begun by this side."""
+    refused: int = 0
+    """Requests refused for lack of room."""
+    evicted: int = 0
+    """Connections given up because the peer was unresponsive."""
+
+
+class Connection:
+    """One stream to one peer, after the HELLOs. Owned by a pool, a server, or `open_connection`."""
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        protocol: Protocol,
+        *,
+        limits: Limits,
+        heartbeat: Heartbeat,
+        timer: Timer,
+        endpoints: Mapping[str, Endpoint],
+        base_context: Context,
+        counters: ConnectionCounters,
+        address: str,
+        max_deadline: float | None = None,
+    ) -> None:
+        assert protocol.remote is not None
+        self.stream = stream
+        self.protocol = protocol
+        protocol.is_open = self._is_open
+        self.limits = limits
+        self.timer = timer
+        self.base_context = base_context
+        self.counters = counters
+        self.address = address
+        self.outbox = Outbox()
+        self.make_peer: Callable[[Connection], Any] = lambda _connection: None
+        """Makes what handlers see as their caller, when one asks for it."""
+        self._peer: Any = None
+        self.calls: dict[int, Outgoing] = {}
+        self.serving: dict[int, Incoming] = {}
+        self.opened_at = self.used_at = trio.current_time()
+        self.rtt = 0.0
+        self.closed = False
+        self.cause: RpcError | None = None
+        """Why the connection ended, once it has."""
+        self.going_away = False
+        """No further calls of ours: the peer drains, or this connection retires."""
+        self.draining = False
+        """No further calls of the peer's: we drain."""
+        self.saying_goodbye = False
+        """`aclose` is under way."""
+        self.room_watchers: list[Callable[[Connection], object]] = []
+        """Told when a call of ours has left its place, and at the end."""
+        self._heartbeat = heartbeat
+        self._vigil = Vigil(heartbeat, self.opened_at)
+        self._endpoints = endpoints
+        self._max_deadline = max_deadline
+        self._crew: Crew | None = None
+        self._scope: trio.CancelScope | None = None
+        self._writer_done = trio.Event()
+        self._write_watched = False
+        self._write_doubt = Doubt(limits.write_timeout or 0.0)
+        self._owed_pongs = 0
+        self._ping_budget, self._ping_budget_at = float(PING_ALLOWANCE), self.opened_at
+        self._excess = 0
+        self._last_accepted = MAX_ID
+        self._goodbye = b""
+        self._quiet = trio.lowlevel.ParkingLot()
+        self._early: list[Event] = []
+
+    def __repr__(self) -> str:
+        state = (
+            "closed" if self.closed else "going away" if self.going_away else "draining" if self.draining else "open"
+        )
+        return f"<Connection to {self.address}: {state}, {len(self.calls)} calls in flight, {len(self.serving)} served>"
+
+    @property
+    def remote(self) -> Hello:
+        """What the peer said of itself."""
+        assert self.protocol.remote is not None
+        return self.protocol.remote
+
+    @property
+    def peer(self) -> Any:
+        """What handlers see as their caller; most never ask."""
+        if self._peer is None:
+            self._peer = self.make_peer(self)
+        return self._peer
+
+    @property
+    def max_calls(self) -> int:
+        """How many calls of ours may be in flight at once: the smaller of our limit and the peer's."""
+        return min(self.limits.max_in_flight, self.remote.max_in_flight)
+
+    @property
+    def in_flight(self) -> int:
+        """Calls of ours that have not ended, orphans included."""
+        return len(self.calls)
+
+    @property
+    def busy(self) -> bool:
+        """True while any call is under way, in either direction."""
+        return bool(self.calls) or self.busy_serving
+
+    @property
+    def busy_serving(self) -> bool:
+        """True while a call of the peer's runs here, or its request is still arriving in chunks."""
+        return bool(self.serving or self.protocol.receiving_requests)
+
+    @property
+    def usable(self) -> bool:
+        """True while new calls of ours may begin here."""
+        return not self.going_away and not self.closed
+
+    @property
+    def free(self) -> int:
+        """Places left for calls of ours."""
+        return self.max_calls - len(self.calls) if self.usable else 0
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def run(self, early: Iterable[Event] = (), *, on_open: Callable[[], object] | None = None) -> None:
+        """Serve both directions until the connection ends; `early` are events that came right behind the HELLO."""
+        interrupt: BaseException | None = None
+        self._early = list(early)
+        try:
+            with trio.CancelScope() as self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._close_at_the_end, name="trio_rpc connection end")
+                    nursery.start_soon(self._write, name="trio_rpc connection writer")
+                    self._crew = Crew(nursery, self._read, self._is_clogged)
+                    self.outbox.on_progress = self._crew.resume
+                    self._crew.start()
+                    self._watch_peer(0.0)
+                    if on_open is not None:
+                        on_open()
+        except BaseException as exc:
+            interrupt = self._note_crash(exc)
+        if interrupt is not None:
+            raise interrupt
+
+    async def _close_at_the_end(self) -> None:
+        """Close the transport as soon as the connection ends: the peer does not wait for our handlers' clean-up."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.lose(ConnectionLost("the connection was closed by its owner", peer=self.address))
+            with trio.CancelScope(shield=True):
+                await self._writer_done.wait()
+                await self._close_stream()
+
+    async def _close_stream(self) -> None:
+        """The writer has ended by now, so this task may send the one last frame; bounded, and never an error."""
+        with (
+            trio.move_on_after(self.limits.close_timeout),
+            contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+        ):
+            if self._goodbye:
+                await self.stream.send_all(self._goodbye)
+        await trio.aclose_forcefully(self.stream)
+
+    def _note_crash(self, exc: BaseException) -> BaseException | None:
+        """Log what a task of this connection died of; give back what belongs to the owner."""
+        ours, rest = _split(exc, (KeyboardInterrupt, trio.Cancelled))
+        if rest is not None:
+            log.error("connection to %s failed inside", self.address, exc_info=rest)
+        return ours
+
+    def lose(self, cause: RpcError) -> None:
+        """End the connection now: fail all calls in flight, cancel all handlers. Idempotent and synchronous."""
+        if self.closed:
+            return
+        self.closed = True
+        self.cause = cause
+        calls, self.calls = self.calls, {}
+        for call in calls.values():
+            if call.orphan:
+                self.counters.orphans -= 1
+            call.finish(None, self._lost_error(call, cause))
+        for serving in self.serving.values():
+            serving.ended = True
+        self.serving.clear()
+        self._quiet.unpark_all()
+        if self._scope is not None:
+            self._scope.cancel()
+        for watcher in self.room_watchers:
+            watcher(self)
+
+    def _lost_error(self, call: Outgoing, cause: RpcError) -> RpcError:
+        """One cause, told to each call with that call's own `may_have_run`."""
+        kind = type(cause) if isinstance(cause, ConnectionLost) else ConnectionLost
+        error = kind(cause.message, may_have_run=call.written, peer=self.address)
+        error.__cause__ = cause if cause.__cause__ is None else cause.__cause__
+        return error
+
+    async def aclose(self) -> None:
+        """Say goodbye, write what is queued, and end the connection; bounded by `close_timeout`."""
+        if not self.closed:
+            self.outbox.put_control(self.protocol.goaway(self.protocol.last_remote_id, Code.OK, "closing"))
+            self.outbox.finish()
+            self.going_away = self.draining = True
+            with trio.move_on_after(self.limits.close_timeout):
+                await self._writer_done.wait()
+                await self.stream.aclose()
+        self.lose(ConnectionLost("the connection was closed on this side", peer=self.address))
+
+    async def wait_quiet(self) -> None:
+        """Wait until no call is under way in either direction, apart from orphans, or the connection has ended."""
+        while not self.closed and (self.busy_serving or any(not call.orphan for call in self.calls.values())):
+            await self._quiet.park()
+
+    def retire(self) -> None:
+        """Begin no further calls here; those in flight go on."""
+        self.going_away = True
+        self._tell_room()
+
+    def drain(self, text: str = "draining") -> None:
+        """Take no further requests: GOAWAY. What was accepted goes on."""
+        if not self.draining and not self.closed:
+            self.draining = True
+            self._last_accepted = self.protocol.last_remote_id
+            self.outbox.put_control(self.protocol.goaway(self.protocol.last_remote_id, Code.UNAVAILABLE, text))
+
+    def stop_serving(self, reason: str) -> None:
+        """Cancel every handler of this connection; each answers its caller with RemoteCancelled."""
+        for call in list(self.serving.values()):
+            call.stop(reason)
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> bool:
+        """Take the next bytes and act on them; False at the end. Awaited by the crew's leader only."""
+        if self._early:
+            events, self._early = self._early, []
+            return self._handle(events)
+        try:
+            data = await self.stream.receive_some()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._lose_by("the connection broke", exc)
+            return False
+        if not data:
+            self._lose_by("the peer closed the connection", None)
+            return False
+        self._vigil.heard(trio.current_time())
+        try:
+            return self._handle(self.protocol.receive_data(bytes(data)))
+        except RemoteProtocolError as exc:
+            self._reject(exc)
+            return False
+
+    def _handle(self, events: list[Event]) -> bool:
+        try:
+            for event in events:
+                _ON[type(event)](self, event)
+        except RemoteProtocolError as exc:
+            self._reject(exc)
+        return not self.closed
+
+    def _lose_by(self, text: str, exc: BaseException | None) -> None:
+        cause = ConnectionLost(text, peer=self.address)
+        cause.__cause__ = exc
+        self.lose(cause)
+
+    def _reject(self, exc: RemoteProtocolError) -> None:
+        """The peer broke the wire's rules: tell it once, as well as can be, and end."""
+        exc.peer = self.address
+        log.warning("closing the connection to %s: %s", self.address, exc.message[:200])
+        if self.outbox.progressed_at is None:  # Else a frame is half written, and nothing can be said any more.
+            self._goodbye = self.protocol.goaway(self.protocol.last_remote_id, Code.INTERNAL, exc.message)
+        cause = ConnectionLost(exc.message, peer=self.address)
+        cause.__cause__ = exc
+        self.lose(cause)
+
+    # One method for each event. All synchronous.
+
+    def _on_request(self, event: RequestReceived) -> None:
+        if event.id > self._last_accepted:
+            self._refuse(event.id, Code.UNAVAILABLE, "this side is going away")
+            return
+        if len(self.serving) >= self.limits.max_in_flight:
+            self._refuse_excess(event.id)
+            return
+        endpoint = self._endpoints.get(event.method)
+        if endpoint is None:
+            self._refuse(event.id, Code.UNIMPLEMENTED, _unknown(event.method, self._endpoints))
+            return
+        self._excess = 0
+        call = Incoming(self, endpoint, event)
+        self.serving[event.id] = call
+        self.counters.served += 1
+        self._set_deadline(call, event.timeout)
+        if event.streaming:
+            call.inbound = ReceiveStream(
+                event.id, self.limits.stream_window, self.limits.stream_window_items, _undecoded
+            )
+            call.inbound.attach(self, event.id)
+        assert self._crew is not None
+        self._crew.backlog.append(call)
+
+    def _set_deadline(self, call: Incoming, timeout: float | None) -> None:
+        if timeout is None and self._max_deadline is None:
+            return
+        now = trio.current_time()
+        if timeout is not None:
+            call.expires = now + timeout
+            call.deadline = call.expires + max(MIN_SLACK, 2 * self.rtt)
+        if self._max_deadline is not None and now + self._max_deadline < call.deadline:
+            call.deadline, call.cut = now + self._max_deadline, True
+
+    def _refuse(self, request_id: int, code: Code, text: str) -> None:
+        self.protocol.forget(request_id)  # Its items may have begun to arrive right behind it.
+        self.outbox.put_message(request_id, self.protocol.error(request_id, code, Outcome.REFUSED, False, text))
+
+    def _refuse_excess(self, request_id: int) -> None:
+        self._excess += 1
+        self.counters.refused += 1
+        if self._excess > QUEUE_FACTOR * self.limits.max_in_flight:
+            raise RemoteProtocolError("the peer goes on sending requests far beyond max_in_flight")
+        text = f"{self.limits.max_in_flight} calls are running on this connection already (max_in_flight)"
+        self._refuse(request_id, Code.RESOURCE_EXHAUSTED, text)
+
+    def _on_terminal(self, event: ResponseReceived | ErrorReceived) -> None:
+        call = self.calls.get(event.id)
+        if call is None:
+            self.counters.late_replies += 1
+            return
+        del self.calls[event.id]
+        self._end_call(call, event)
+
+    def _end_call(self, call: Outgoing, event: ResponseReceived | ErrorReceived | EndReceived) -> None:
+        if call.orphan:
+            self.counters.orphans -= 1
+        self.outbox.stop_sending(call.id)
+        call.finish(event)
+        self._tell_room()
+
+    def _on_items(self, event: ItemsReceived) -> None:
+        stream = self._receiving_stream(event.id)
+        if stream is not None:
+            stream.feed(event)
+            return
+        self.counters.late_replies += 1
+        call = self.calls.get(event.id)
+        if call is not None:
+            # The contracts differ, which is this call's own trouble. Without credit it would never end by itself.
+            call.misfit = True
+            call.stop()
+
+    def _on_end(self, event: EndReceived) -> None:
+        call = self.calls.get(event.id)
+        if call is not None:
+            if event.metadata and call.received is not None:
+                call.received.metadata.update(event.metadata)
+            del self.calls[event.id]
+            self._end_call(call, event)
+            return
+        serving = self.serving.get(event.id)
+        if serving is not None and serving.inbound is not None:
+            serving.inbound.end(trio.EndOfChannel())
+
+    def _is_clogged(self) -> bool:
+        """The peer does not take what it has asked for; begin no more for it meanwhile, but go on reading.
+
+        The largest message is not counted: however long it is under way, small calls pass it.
+        """
+        most, outbox = self.limits.max_queued_bytes, self.outbox
+        return outbox.queued_bytes > most and outbox.queued_bytes - outbox.largest > most
+
+    def _is_open(self, request_id: int) -> bool:
+        return request_id in self.calls or request_id in self.serving
+
+    def _receiving_stream(self, request_id: int) -> ReceiveStream[Any] | None:
+        call = self.calls.get(request_id)
+        if call is not None:
+            return call.received
+        serving = self.serving.get(request_id)
+        return serving.inbound if serving is not None else None
+
+    def _on_credit(self, event: CreditReceived) -> None:
+        owner = self.calls.get(event.id) or self.serving.get(event.id)
+        if owner is not None and owner.outbound is not None:
+            owner.outbound.grant(event.size, event.items)
+
+    def _on_cancel(self, event: CancelReceived) -> None:
+        call = self.serving.get(event.id)
+        if call is not None:
+            call.cancel(event.wait, event.leaving)
+        elif event.partial:
+            frames = self.protocol.error(event.id, Code.CANCELLED, Outcome.CANCELLED, False, "cancelled by the caller")
+            self.outbox.put_message(event.id, frames)
+            self._tell_room()
+
+    def _on_ping(self, event: PingReceived) -> None:
+        now = trio.current_time()
+        rate = 2.0 + (1.0 / self.remote.ping_interval if self.remote.ping_interval else 0.0)
+        self._ping_budget = min(PING_ALLOWANCE, self._ping_budget + rate * (now - self._ping_budget_at)) - 1
+        self._ping_budget_at = now
+        self._owed_pongs += 1
+        if self._ping_budget < 0 or self._owed_pongs > MAX_OWED_PONGS:
+            raise RemoteProtocolError("too_many_pings: the peer pings far more often than its HELLO announced")
+        self.outbox.put_control(self.protocol.pong(event.data), self._pong_left)
+
+    def _pong_left(self) -> None:
+        self._owed_pongs -= 1
+
+    def _on_pong(self, event: PongReceived) -> None:
+        (sent_at,) = _STAMP.unpack(event.data)
+        rtt = trio.current_time() - sent_at
+        if 0 <= rtt < math.inf:
+            self.rtt = rtt if not self.rtt else self.rtt * 0.75 + rtt * 0.25
+
+    def _on_goaway(self, event: GoAwayReceived) -> None:
+        self.going_away = True
+        for request_id in [id_ for id_ in self.calls if id_ > event.last_id]:
+            refusal = ErrorReceived(request_id, Code.UNAVAILABLE, Outcome.REFUSED, False, event.message, b"", None)
+            call = self.calls[request_id]
+            self.outbox.withdraw(request_id, call.ticket, streaming=call.outbound is not None)
+            self._on_terminal(refusal)
+        self._tell_room()
+
+    def _on_hello(self, event: Event) -> None:
+        raise RemoteProtocolError("the peer sent a second HELLO")
+
+    def _tell_room(self) -> None:
+        self.used_at = self._vigil.heard_at
+        self._quiet.unpark_all()
+        for watcher in self.room_watchers:
+            watcher(self)
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    async def _write(self) -> None:
+        """The one task that sends. After an error the reader may still take what has arrived, for a bounded time."""
+        try:
+            await self.outbox.run(self._sender())
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            await trio.sleep(self.limits.close_timeout)
+            self._lose_by("the connection broke while sending", exc)
+        finally:
+            self._writer_done.set()
+
+    def _sender(self) -> Callable[[list[Bytes]], Awaitable[None]]:
+        buffers_at_once = getattr(self.stream, "send_buffers", None)
+
+        async def send(buffers: list[Bytes]) -> None:
+            if not self._write_watched and self.limits.write_timeout is not None:
+                self._write_watched = True
+                self.timer.at(trio.current_time() + self.limits.write_timeout, self._watch_write)
+            if buffers_at_once is not None:
+                await buffers_at_once(buffers)
+            else:
+                for buffer in buffers:
+                    await self.stream.send_all(buffer)
+
+        return send
+
+    def send_items(self, request_id: int, count: int, payload: bytes, blobs: Sequence[Bytes]) -> int:
+        """Queue a batch of a stream's items; what it costs in credit."""
+        serving = self.serving.get(request_id)
+        metadata = serving.take_reply_metadata() if serving is not None else None
+        frames = self.protocol.items(request_id, count, payload, blobs, metadata)
+        cost = message_size(frames)
+        self.outbox.put_message(request_id, frames)
+        return cost
+
+    def grant(self, request_id: int, size: int, items: int) -> None:
+        """Send CREDIT for a stream whose consumer took so much."""
+        if request_id in self.calls or request_id in self.serving:
+            self.outbox.put_control(self.protocol.credit(request_id, size, items))
+
+    def send_response(self, call: Incoming, payload: bytes, blobs: Sequence[Bytes]) -> None:
+        """Answer a call with its result. Raises EncodeError, and leaves the call open, if it is too large."""
+        frames = self.protocol.response(call.id, payload, blobs, call.take_reply_metadata())
+        self._end_serving(call)
+        self.outbox.put_message(call.id, frames)
+
+    def send_end(self, call: Incoming) -> None:
+        """End a call's stream of items: its terminal frame."""
+        frame = self.protocol.end(call.id, call.take_reply_metadata())
+        self._end_serving(call)
+        self.outbox.put_message(call.id, (frame, None))
+
+    def send_error(self, call: Incoming, code: Code, outcome: Outcome, text: str, payload: bytes = b"") -> None:
+        """End a call with a failure. Only a call whose handler was never entered is told as not started."""
+        frames = self.protocol.error(call.id, code, outcome, call.started, text, payload, call.take_reply_metadata())
+        self._end_serving(call)
+        self.outbox.put_message(call.id, frames)
+
+    def _end_serving(self, call: Incoming) -> None:
+        """The handler has ended: only now is its slot free."""
+        call.ended = True
+        call.coroutine = call.scope = None
+        if call.inbound is not None:
+            call.inbound.close()
+        self.serving.pop(call.id, None)
+        if call.by_caller:
+            self.outbox.stop_sending(call.id)
+        self.protocol.forget(call.id)
+        if not self.serving:
+            self._tell_room()
+
+    # -- calls of ours ---------------------------------------------------------------------------------------------
+
+    def start_call(
+        self,
+        method: bytes,
+        payload: bytes,
+        blobs: Sequence[Bytes],
+        *,
+        deadline: float,
+        metadata: Metadata | None,
+        streaming: bool,
+        cancel_wait: float,
+        received: ReceiveStream[Any] | None = None,
+    ) -> Outgoing:
+        """Queue a request and enter it in the table, in one step. Raises EncodeError with nothing queued."""
+        timeout = None if deadline == math.inf else deadline - trio.current_time()
+        request_id, frames = self.protocol.request(
+            method, payload, blobs, timeout=timeout, metadata=metadata, streaming=streaming
+        )
+        call = Outgoing(self, deadline, cancel_wait)
+        call.id = request_id
+        if received is not None:
+            call.received = received
+            received.attach(self, request_id)
+        self.calls[request_id] = call
+        self.counters.calls += 1
+        if timeout is None:
+            call.ticket = self.outbox.put_message(request_id, frames)
+        else:
+            call.ticket = self.outbox.put_request(request_id, frames, deadline)
+        if self.protocol.exhausted:
+            self.retire()
+        return call
+
+    def withdraw(self, call: Outgoing) -> bool:
+        """Take back a request that the writer has not taken. True: it never left, and its place is free."""
+        streaming = call.outbound is not None
+        if (
+            call.id not in self.calls
+            or call.stopping
+            or not self.outbox.withdraw(call.id, call.ticket, streaming=streaming)
+        ):
+            return False
+        if call.outbound is not None:
+            call.outbound.stop()  # Its items are still being asked for, and must not be sent without their request.
+        call.stopping = True
+        call.ticket = NEVER_SENT
+        del self.calls[call.id]
+        self._tell_room()
+        return True
+
+    def send_cancel(self, call: Outgoing, wait: float, leaving: bool) -> None:
+        """Tell the peer to stop a call. What is left of its request is not sent any more."""
+        self.outbox.stop_sending(call.id)
+        self.outbox.put_control(self.protocol.cancel(call.id, wait, leaving=leaving))
+
+    def send_end_of_items(self, call: Outgoing) -> None:
+        """Half-close: no more items from the caller's side of this call."""
+        if not call.ended and not call.stopping:
+            self.outbox.put_message(call.id, (self.protocol.end(call.id), None))
+
+    def note_orphan(self) -> None:
+        """A call was given up whose handler has not ended; its place stays taken."""
+        self.counters.orphans += 1
+        self._quiet.unpark_all()
+
+    # -- the watch over the peer -----------------------------------------------------------------------------------
+
+    def _watch_peer(self, lateness: float) -> None:
+        if self.closed or self._heartbeat.interval is None:
+            return
+        now = trio.current_time()
+        action = self._vigil.decide(now, lateness, self.outbox.progressed_at)
+        if action is Action.PING:
+            self.outbox.put_control(self.protocol.ping(_STAMP.pack(now)), self._ping_left)
+        elif action is Action.EVICT:
+            self._evict(f"no sign of life for {now - self._vigil.heard_at:.1f} s")
+            return
+        self.timer.at(self._vigil.due(self.outbox.progressed_at), self._watch_peer)
+
+    def _ping_left(self) -> None:
+        self._vigil.left(trio.current_time())
+
+    def _watch_write(self, lateness: float) -> None:
+        self._write_watched = False
+        progressed_at, timeout = self.outbox.progressed_at, self.limits.write_timeout
+        if self.closed or progressed_at is None or timeout is None:
+            self._write_doubt.dispelled()
+            return
+        now, due = trio.current_time(), progressed_at + timeout
+        if now < due:
+            self._write_doubt.dispelled()
+            look_at: float | None = due
+        else:
+            look_at = self._write_doubt.look_again(now, lateness)
+        if look_at is None:
+            self._evict(f"it took no bytes for {timeout:g} s (write_timeout)")
+        else:
+            self._write_watched = True
+            self.timer.at(look_at, self._watch_write)
+
+    def _evict(self, text: str) -> None:
+        self.counters.evicted += 1
+        log.warning("evicting %s: %s", self.address, text)
+        self.lose(PeerUnresponsive(f"the peer is unresponsive: {text}", peer=self.address))
+
+
+def _split(
+    exc: BaseException, kinds: tuple[type[BaseException], ...]
+) -> tuple[BaseException | None, BaseException | None]:
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(kinds)
+    return (exc, None) if isinstance(exc, kinds) else (None, exc)
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    """Why there is no such method, and what there is instead."""
+    service, dot, _ = name.rpartition(".")
+    services = sorted({other.rpartition(".")[0] for other in known})
+    if not dot:
+        return f"there is no method {name[:80]!r} here: write it as Service.method"
+    if service not in services:
+        return f"there is no service {service[:80]!r} here: it serves {', '.join(services)[:200] or 'nothing'}"
+    return f"there is no method {name[:80]!r} here"
+
+
+def _undecoded(payload: Data, blobs: Sequence[bytes]) -> list[Any]:
+    raise EncodeError("this method takes no stream")
+
+
+_ON: dict[type, Callable[[Connection, Any], None]] = {
+    RequestReceived: Connection._on_request,
+    ResponseReceived: Connection._on_terminal,
+    ErrorReceived: Connection._on_terminal,
+    ItemsReceived: Connection._on_items,
+    EndReceived: Connection._on_end,
+    CreditReceived: Connection._on_credit,
+    CancelReceived: Connection._on_cancel,
+    PingReceived: Connection._on_ping,
+    PongReceived: Connection._on_pong,
+    GoAwayReceived: Connection._on_goaway,
+}

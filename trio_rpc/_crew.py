@@ -1,0 +1,293 @@
+"""Who reads a connection and who runs its handlers: the *leader/follower* crew.
+
+A task and a cancel scope for each call would halve the throughput. So a connection has a small crew of long-lived
+tasks, of which one *leads*: it reads, and it runs a handler at once, in its own task, when that handler usually
+finishes without suspending. No task switch happens then. If the handler does suspend, a parked crew member is
+promoted to leader, synchronously, and goes on reading, while the call keeps the task that it began in. Calls of
+methods that usually suspend, and all streams, go to a parked (or new) member from the start.
+
+The rest of the library does not know which of these happened. The rules, each held by a test:
+
+1.  A member keeps ONE cancel scope over many calls. Its deadline is set before a handler's first step, and is `inf`
+    again before the member reads on.
+2.  The scope is left and renewed whenever `cancel_called` is true after a call, however that ended, and after every
+    call that suspended.
+3.  Each step of a handler runs in the call's own copy of the context that was current when `serve` began.
+4.  Reading and parsing are protected from KeyboardInterrupt; a handler's steps are not.
+5.  Promotion is synchronous and cannot fail: without a parked member nothing is run eagerly.
+6.  The leader yields to the scheduler after RUN_SECONDS or RUN_CALLS in one go.
+7.  Eager or not is a decaying estimate for each method, not a latch.
+8.  Generators, client streams and worker threads are never run eagerly.
+9.  Every trap is forwarded unchanged, in the task that the call began in.
+10. The call keeps its coroutine, for stack reports.
+11. No exception is caught inside the kept scope while a Cancelled is in flight: it belongs to that scope.
+"""
+
+from __future__ import annotations
+
+import math
+import types
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import Context
+from typing import Any, Protocol
+
+import trio
+from trio.lowlevel import (
+    Abort,
+    Task,
+    checkpoint,
+    current_task,
+    disable_ki_protection,
+    enable_ki_protection,
+    reschedule,
+    wait_task_rescheduled,
+)
+
+__all__ = ["Crew", "Estimate", "Job"]
+
+RUN_CALLS = 64
+RUN_SECONDS = 0.002
+MAX_PARKED = 64
+"""Members kept parked; a further one ends instead, so that a burst does not hold its tasks for ever."""
+
+
+class Estimate:
+    """How often the calls of one method suspend: an average that forgets, by an eighth with each call."""
+
+    __slots__ = ("eager", "share")
+
+    def __init__(self, *, eager: bool) -> None:
+        self.eager = eager
+        """Whether a call may be run eagerly at all (rule 8)."""
+        self.share = 0.0
+
+    @property
+    def run_eagerly(self) -> bool:
+        """True while most of the last calls did not suspend."""
+        return self.eager and self.share < 0.5
+
+    def note(self, suspended: bool) -> None:
+        """Count one more call."""
+        self.share += ((1.0 if suspended else 0.0) - self.share) / 8
+
+
+class Job(Protocol):
+    """One call to be run. The crew drives it; what it means is the dispatch's business."""
+
+    deadline: float
+    """Absolute; `inf` for none."""
+    estimate: Estimate
+    context: Context
+    scope: trio.CancelScope | None
+    """Set while the handler may be cancelled through it."""
+
+    def begin(self) -> Coroutine[Any, Any, Any] | None:
+        """Make the handler's coroutine, or answer the call at once (refused, already over) and return None."""
+
+    def succeed(self, value: Any) -> None:
+        """The handler returned."""
+
+    def fail(self, exc: BaseException) -> None:
+        """The handler raised."""
+
+    def cancelled(self) -> None:
+        """The handler ended by its scope's cancellation."""
+
+
+@disable_ki_protection
+def _send(coro: Coroutine[Any, Any, Any], value: Any) -> Any:
+    return coro.send(value)
+
+
+@disable_ki_protection
+def _throw(coro: Coroutine[Any, Any, Any], exc: BaseException) -> Any:
+    return coro.throw(exc)
+
+
+@types.coroutine
+def _resume(context: Context, coro: Coroutine[Any, Any, Any], trap: Any) -> Generator[Any, Any, Any]:
+    """Go on with a coroutine that has suspended with `trap`, each step in `context`."""
+    step: Callable[..., Any]
+    value: Any
+    while True:
+        try:
+            value = yield trap
+            step = _send
+        except BaseException as exc:  # Handed on, not handled: rule 9.
+            step, value = _throw, exc
+        try:
+            trap = context.run(step, coro, value)
+        except StopIteration as stop:
+            return stop.value
+
+
+class _Member:
+    """One task of the crew: leading (no job), running a job, or parked."""
+
+    __slots__ = ("job", "leads", "task")
+
+    def __init__(self, job: Job | None) -> None:
+        self.job = job
+        self.leads = job is None
+        self.task: Task | None = None
+
+
+class Crew:
+    """The tasks of one connection that read and run handlers.
+
+    `read` waits for the next bytes and puts the requests among them into `backlog`; False means that no more will
+    come. It is only ever awaited by the one member that leads. While `held()` is true nothing further is begun.
+    """
+
+    def __init__(
+        self, nursery: trio.Nursery, read: Callable[[], Awaitable[bool]], held: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.backlog: deque[Job] = deque()
+        self._held = held
+        self._nursery = nursery
+        self._read = read
+        self._parked: list[_Member] = []
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._nursery.start_soon(self._run_member, _Member(None), name="trio_rpc connection reader")
+
+    def resume(self) -> None:
+        """`held` may have become false: begin what has waited, beside the leader, which is reading."""
+        while self.backlog and not self._held():
+            self._assign(self.backlog.popleft())
+
+    @enable_ki_protection
+    async def _run_member(self, me: _Member) -> None:
+        while True:
+            await self._stay(me)
+            if not me.leads:
+                if len(self._parked) >= MAX_PARKED:
+                    return
+                await self._park(me)
+
+    async def _stay(self, me: _Member) -> None:
+        """One stay in a kept scope: left when it must be renewed (rule 2). Reports the call that it was left for."""
+        value: Any = None
+        failure: BaseException | None = None
+        with_value = False
+        try:
+            with trio.CancelScope() as scope:
+                value = await (self._work if me.job is not None else self._lead)(me, scope)
+                with_value = True
+        except BaseException as exc:
+            if me.job is None or _holds(exc, trio.Cancelled):
+                raise  # The connection is ending, or the reader itself failed.
+            failure = exc
+        job, me.job = me.job, None
+        if job is None:
+            return
+        job.scope = None
+        if failure is not None:
+            job.fail(failure)
+            if _holds(failure, KeyboardInterrupt):
+                raise failure  # A real Ctrl-C that landed in this task: the program's, and not the caller's.
+        elif with_value:
+            job.succeed(value)
+        else:
+            job.cancelled()
+
+    async def _work(self, me: _Member, scope: trio.CancelScope) -> Any:
+        """Run the job that this member was given."""
+        job = me.job
+        assert job is not None
+        job.scope, scope.deadline = scope, job.deadline
+        coro = job.begin()
+        if coro is None:
+            me.job = None
+            return None
+        try:
+            trap = job.context.run(_send, coro, None)
+        except StopIteration as stop:
+            job.estimate.note(False)
+            return stop.value
+        job.estimate.note(True)
+        return await _resume(job.context, coro, trap)
+
+    async def _lead(self, me: _Member, scope: trio.CancelScope) -> Any:
+        """Read, and run what is eager, until one of those calls suspends or the scope must be renewed."""
+        backlog = self.backlog
+        while True:
+            count, run_until = 0, math.inf
+            while backlog and not self._held():
+                job = backlog.popleft()
+                if not (job.estimate.run_eagerly and self._parked):
+                    self._assign(job)
+                    continue
+                job.scope = scope
+                if job.deadline != math.inf:
+                    scope.deadline = job.deadline
+                coro = job.begin()
+                if coro is not None:
+                    try:
+                        trap = job.context.run(_send, coro, None)
+                    except StopIteration as stop:
+                        job.scope = None
+                        job.estimate.note(False)
+                        job.succeed(stop.value)
+                    except Exception as exc:
+                        job.scope = None
+                        job.estimate.note(False)
+                        job.fail(exc)
+                    except BaseException:
+                        me.job = job  # Not handled here: rule 11. `_stay` reports it, outside the scope.
+                        raise
+                    else:
+                        me.job, me.leads = job, False
+                        self._promote()
+                        job.estimate.note(True)
+                        return await _resume(job.context, coro, trap)
+                    if scope.cancel_called:
+                        return None
+                if scope.deadline != math.inf:
+                    scope.deadline = math.inf
+                count += 1
+                if count == 1:
+                    run_until = trio.current_time() + RUN_SECONDS
+                elif count >= RUN_CALLS or trio.current_time() >= run_until:
+                    await checkpoint()
+                    count = 0
+            if not await self._read():
+                await trio.sleep_forever()  # The connection is being ended: its scope is cancelled by now.
+
+    def _assign(self, job: Job) -> None:
+        """Give a job to a parked member, or to a new one; the last parked one stays, for promotion (rule 5)."""
+        if len(self._parked) > 1:
+            member = self._parked.pop()
+            member.job = job
+            self._wake(member)
+        else:
+            self._nursery.start_soon(self._run_member, _Member(job), name="trio_rpc handler")
+
+    def _promote(self) -> None:
+        member = self._parked.pop()
+        member.leads = True
+        self._wake(member)
+
+    async def _park(self, me: _Member) -> None:
+        me.task = current_task()
+        self._parked.append(me)
+
+        def leave(_raise_cancel: object) -> Abort:
+            self._parked.remove(me)
+            return Abort.SUCCEEDED
+
+        await wait_task_rescheduled(leave)
+
+    @staticmethod
+    def _wake(member: _Member) -> None:
+        assert member.task is not None
+        reschedule(member.task)
+
+
+def _holds(exc: BaseException, kind: type[BaseException]) -> bool:
+    """True if `exc` is of this kind, or is a group with one in it."""
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.split(kind)[0] is not None
+    return isinstance(exc, kind)

@@ -1,0 +1,209 @@
+"""Serving: from a request to a handler's coroutine, and from its end to a terminal frame.
+
+Only this module says that a request did not run, and only before `start` has returned the handler's coroutine: a
+declaration, a refused authorisation, arguments that do not fit. After that everything ran.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import trio
+
+from . import codecs
+from ._call import Call, Handler, Interceptor, Reply, compose
+from ._calls import Endpoint, Incoming
+from ._contract import MethodSpec, ServiceSpec
+from ._crew import Estimate
+from ._errors import Code, CodecError, DecodeError, PermissionDenied, Refused, RemoteError, Unimplemented
+from ._failures import Failures
+from ._generators import as_generator, drive
+from ._streams import Outbound
+from ._util import locate
+from .wire import Outcome
+
+__all__ = ["ServedMethod", "compile_services"]
+
+log = logging.getLogger("trio_rpc.server")
+
+Authorize = Callable[[Any, str], bool]
+"""`authorize(peer, method)`: whether this peer may call this method."""
+
+
+def compile_services(
+    specs: Sequence[ServiceSpec],
+    codec: str,
+    *,
+    authorize: Authorize | None = None,
+    interceptors: Sequence[Interceptor] = (),
+    limiter: trio.CapacityLimiter | None = None,
+    debug: bool = False,
+) -> Mapping[str, Endpoint]:
+    """Everything that is served, by wire name, for one codec. Raises TypeError for what no codec carries."""
+    make = partial(
+        ServedMethod, codec=codec, authorize=authorize, interceptors=interceptors, limiter=limiter, debug=debug
+    )
+    return {method.wire_name: make(method) for spec in specs for method in spec.methods.values()}
+
+
+class ServedMethod:
+    """One method of one served object, compiled for one codec: an `Endpoint`."""
+
+    def __init__(
+        self,
+        spec: MethodSpec,
+        *,
+        codec: str,
+        authorize: Authorize | None,
+        interceptors: Sequence[Interceptor],
+        limiter: trio.CapacityLimiter | None,
+        debug: bool,
+    ) -> None:
+        adapter = codecs.adapter_for(codec)
+        self.spec = spec
+        self.estimate = Estimate(eager=not (spec.shape.streams_in or spec.shape.streams_out or spec.thread))
+        self._arguments = adapter.arguments(spec.parameters, name=spec.name)
+        self._result = adapter.carrier(spec.result)
+        self._items = adapter.carrier(spec.stream_item) if spec.stream_parameter is not None else None
+        self._failures = Failures(adapter, spec.raises)
+        self._authorize = authorize
+        self._interceptors = tuple(interceptors)
+        self._limiter = limiter
+        self._debug = debug
+        self._run = self._runner()
+
+    def __repr__(self) -> str:
+        return f"<ServedMethod {self.spec.wire_name}>"
+
+    def _runner(self) -> Callable[..., Coroutine[Any, Any, Any]]:
+        """What makes a coroutine of the handler: chosen once, as it depends on the method alone."""
+        handler = self.spec.handler
+        if self.spec.shape.streams_out or handler is None:
+            return self._generate
+        if self.spec.thread:
+            return partial(self._in_thread, handler)
+        return handler if self.spec.is_async else partial(_inline, handler)
+
+    # -- an Endpoint -----------------------------------------------------------------------------------------------
+
+    def start(self, call: Incoming) -> Coroutine[Any, Any, Any]:
+        """Check, decode, and make the handler's coroutine. What it raises did not run."""
+        spec = self.spec
+        if not spec.implemented:
+            raise Unimplemented(f"{spec.wire_name} is declared here, and not implemented")
+        if self._authorize is not None and not self._authorize(call.peer, spec.wire_name):
+            raise PermissionDenied(f"not allowed to call {spec.wire_name}")
+        args, kwargs = self._arguments.decode(call.payload, call.blobs)
+        call.payload, call.blobs = b"", ()
+        if spec.stream_parameter is not None:
+            args, kwargs = self._with_stream(call, args, kwargs)
+        if self._interceptors:
+            return self._through_interceptors(call, args, kwargs)
+        if spec.shape.streams_out:
+            return self._generate(call, args, kwargs)
+        return self._run(*args, **kwargs)
+
+    def _with_stream(
+        self, call: Incoming, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        assert self._items is not None
+        if call.inbound is None:
+            raise DecodeError(f"{self.spec.stream_parameter.name}: expected a stream of items, got none")  # type: ignore[union-attr]
+        call.inbound.decode_with(self._items.decode_many)
+        return self.spec.put_stream(args, kwargs, call.inbound)
+
+    async def _generate(self, call: Incoming, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Drive a generator into the call's stream of items."""
+        assert self.spec.handler is not None
+        remote = call.connection.remote
+        outbound: Outbound[Any] = Outbound(
+            call.connection, call.id, remote.stream_window, remote.stream_window_items, self._result.encode_many
+        )
+        call.outbound = outbound
+        await drive(as_generator(self.spec.handler(*args, **kwargs)), outbound)
+        # A generator that was cut short by a cancellation has not come to its end, however quietly it went.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        await outbound.finish()
+
+    async def _in_thread(self, handler: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # Not abandoned on cancellation: the call's slot is held until the thread has really ended.
+        return await trio.to_thread.run_sync(partial(handler, *args, **kwargs), limiter=self._limiter)
+
+    async def _through_interceptors(self, call: Incoming, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        async def innermost(wrapped: Call) -> Reply:
+            if self.spec.shape.streams_out:
+                await self._generate(call, wrapped.args, wrapped.kwargs)
+                return Reply(None)
+            return Reply(await self._run(*wrapped.args, **wrapped.kwargs))
+
+        handler: Handler = compose(self._interceptors, innermost)
+        return (await handler(Call(self.spec.wire_name, args, kwargs, call.metadata))).value
+
+    def succeed(self, call: Incoming, value: Any) -> None:
+        """Answer with the result, or end the stream of items."""
+        try:
+            if self.spec.shape.streams_out:
+                call.connection.send_end(call)
+                return
+            payload, blobs = self._result.encode(value)
+            call.connection.send_response(call, payload, blobs)
+        except CodecError as exc:
+            self._tell(call, exc.code, f"the result of {self.spec.wire_name} cannot be sent: {exc.message}")
+        except Exception as exc:
+            self.fail(call, exc, started=True)
+
+    def fail(self, call: Incoming, exc: BaseException, *, started: bool) -> None:
+        """Answer with a failure."""
+        if not started:
+            self._refuse(call, exc)
+        elif isinstance(exc, DecodeError) and call.inbound is not None and call.inbound.failed_with(exc):
+            locate(exc, f"an item for {self.spec.wire_name}", item=True)
+            self._tell(call, Code.INVALID_ARGUMENT, exc.message)
+        elif isinstance(exc, CodecError) and call.outbound is not None and exc is call.outbound.last_error:
+            locate(exc, f"an item of {self.spec.wire_name} cannot be sent", item=True)
+            self._tell(call, exc.code, exc.message)
+        else:
+            error_id = "" if self._is_told(exc) else self._log(call, exc)
+            code, text, payload = self._failures.dump(exc, debug=self._debug, error_id=error_id)
+            call.connection.send_error(call, code, Outcome.FAILED, text, payload)
+
+    def _is_told(self, exc: BaseException) -> bool:
+        """True if the caller learns all there is to know, so that nothing need be looked up in the log."""
+        if isinstance(exc, BaseExceptionGroup):
+            return all(map(self._is_told, exc.exceptions))
+        deliberate = type(exc) is RemoteError and exc.peer is None
+        return deliberate or self._failures.nearest(exc) is not None
+
+    def _refuse(self, call: Incoming, exc: BaseException) -> None:
+        send = call.connection.send_error
+        if isinstance(exc, DecodeError):
+            send(call, Code.INVALID_ARGUMENT, Outcome.REFUSED, f"{self.spec.wire_name}: {exc.message}")
+        elif isinstance(exc, Refused):
+            send(call, exc.code, Outcome.REFUSED, exc.message)
+        else:
+            error_id = self._log(call, exc)
+            send(
+                call,
+                Code.INTERNAL,
+                Outcome.REFUSED,
+                f"internal error before the handler was entered (error id {error_id})",
+            )
+
+    def _tell(self, call: Incoming, code: Code, text: str) -> None:
+        log.warning("%s: %.500s", self.spec.wire_name, text)
+        call.connection.send_error(call, code, Outcome.FAILED, text)
+
+    def _log(self, call: Incoming, exc: BaseException) -> str:
+        error_id = secrets.token_hex(8)
+        log.error(
+            "%s failed, error id %s, caller %s", self.spec.wire_name, error_id, call.connection.address, exc_info=exc
+        )
+        return error_id
+
+
+async def _inline(handler: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return handler(*args, **kwargs)

@@ -1,0 +1,101 @@
+"""The HELLOs: from a fresh transport to two sides that know each other.
+
+A connection is ready after the HELLO round trip and not on TCP accept: with TLS 1.3 a server's refusal of the
+client's certificate shows only at the client's first read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from ._errors import (
+    Code,
+    ConnectError,
+    ConnectionFailed,
+    ProtocolError,
+    Refused,
+    RemoteProtocolError,
+    RpcError,
+    Unauthenticated,
+)
+from ._tls import is_final, why
+from .wire import PREFACE, Event, GoAwayReceived, Hello, HelloReceived, Protocol
+
+__all__ = ["answer", "greet"]
+
+_BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+async def greet(stream: trio.abc.Stream, protocol: Protocol, address: str) -> list[Event]:
+    """The dialler's side: say HELLO, await the answer. Returns the events that came right behind it.
+
+    Raises ConnectError, or Unauthenticated if the credentials were refused.
+    """
+    try:
+        await stream.send_all(protocol.greeting())
+        events = await _first_events(stream, protocol)
+    except ProtocolError as exc:
+        raise ConnectError(f"{address}: {exc.message}", peer=address, permanent=True) from exc
+    except _BROKEN as exc:
+        # With TLS 1.3 it is here that a client learns what the server thinks of its certificate.
+        final = is_final(exc)
+        text = f"TLS with {address} failed" if final else f"{address} broke the connection before its HELLO"
+        raise ConnectError(f"{text}: {why(exc)}", peer=address, permanent=final) from exc
+    if not events:
+        text = f"{address} closed the connection before its HELLO; does it expect TLS, or a client certificate?"
+        raise ConnectError(text, peer=address)
+    first = events.pop(0)
+    if isinstance(first, GoAwayReceived):
+        raise _refusal(first, address)
+    return events
+
+
+def _refusal(goaway: GoAwayReceived, address: str) -> RpcError:
+    if goaway.code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED):
+        return Unauthenticated(goaway.message, peer=address)
+    permanent = goaway.code is not Code.UNAVAILABLE
+    return ConnectError(f"{address} refused the connection: {goaway.message}", peer=address, permanent=permanent)
+
+
+async def answer(
+    stream: trio.abc.Stream, protocol: Protocol, admit: Callable[[Hello], Awaitable[Hello]]
+) -> list[Event]:
+    """The acceptor's side: await HELLO, let `admit` judge it, answer. Returns the events that came right behind.
+
+    `admit` returns what to answer, or raises a Refused or ConnectError, which the peer is told.
+    Raises ConnectionFailed or Refused.
+    """
+    try:
+        events = await _first_events(stream, protocol)
+        if not events:
+            raise ConnectionFailed("the peer closed the connection before its HELLO")
+        first = events.pop(0)
+        assert isinstance(first, HelloReceived)
+        protocol.local = await admit(first.hello)
+        await stream.send_all(protocol.greeting())
+    except (RemoteProtocolError, Refused, ConnectError) as exc:
+        await _say_no(stream, protocol, exc)
+        raise
+    except _BROKEN as exc:
+        raise ConnectionFailed(f"the connection broke during HELLO: {why(exc)}") from exc
+    return events
+
+
+async def _say_no(stream: trio.abc.Stream, protocol: Protocol, exc: RpcError) -> None:
+    try:
+        await stream.send_all(PREFACE + protocol.goaway(0, exc.code, exc.message))
+    except _BROKEN:
+        return  # It is gone already, and has lost nothing by it.
+
+
+async def _first_events(stream: trio.abc.Stream, protocol: Protocol) -> list[Event]:
+    """Read until the first whole frames are there; [] if the stream ends before."""
+    while True:
+        data = await stream.receive_some()
+        if not data:
+            return []
+        events = protocol.receive_data(bytes(data))
+        if events:
+            return events

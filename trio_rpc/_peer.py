@@ -1,0 +1,106 @@
+"""The other side of one connection, as something to call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import trio
+
+from ._call import Interceptor
+from ._caller import Caller
+from ._config import Limits, RetryPolicy
+from ._connection import Connection
+from ._errors import PoolClosed
+from ._target import Target
+from ._timer import Timer
+from ._waiting import WaitingLine
+from .wire import Metadata
+
+__all__ = ["Peer"]
+
+
+class Peer(Target):
+    """The other side of one connection: who it is, and its methods.
+
+    A handler finds its caller as `current_call().peer` and calls back with `peer.stub(Callbacks)`; `open_connection`
+    yields one. Calls beyond the limit wait in line, as in a pool; when the connection ends they fail.
+
+    Attributes:
+        address: the other end, like `tcp://10.0.0.7:51234`.
+        principal: what `authenticate` returned for it, or None.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        codec: str,
+        timer: Timer,
+        limits: Limits,
+        principal: Any = None,
+        acquire_timeout: float | None = 10.0,
+        max_waiting: int | None = 10_000,
+        retry: RetryPolicy | None = None,
+        metadata: Metadata | None = None,
+        interceptors: Sequence[Interceptor] = (),
+    ) -> None:
+        self._line = WaitingLine(timer, max_waiting, lambda: (f"all places of {connection!r} are taken", None))
+        super().__init__(
+            Caller(
+                pick=self._pick,
+                wanted=lambda: None,
+                codec=codec,
+                timer=timer,
+                line=self._line,
+                retry=retry or RetryPolicy(),
+                limits=limits,
+                acquire_timeout=acquire_timeout,
+                metadata=metadata,
+                interceptors=interceptors,
+            )
+        )
+        self.principal = principal
+        self._connection = connection
+        connection.room_watchers.append(self._on_room)
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.address}: {len(self._connection.calls)} calls in flight, {len(self._line)} waiting>"
+
+    @property
+    def address(self) -> str:
+        """The other end's address."""
+        return self._connection.address
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """Names of the services that it offers us."""
+        return self._connection.remote.services
+
+    @property
+    def certificate(self) -> Any:
+        """The peer's TLS certificate as `ssl.SSLSocket.getpeercert()` gives it; None without one."""
+        stream = self._connection.stream
+        return stream.getpeercert() if isinstance(stream, trio.SSLStream) else None
+
+    @property
+    def tls(self) -> str | None:
+        """The TLS version in use, like `TLSv1.3`, or None on a plain transport."""
+        stream = self._connection.stream
+        return stream.version() if isinstance(stream, trio.SSLStream) else None
+
+    def _pick(self) -> Connection | None:
+        if not self._connection.usable:
+            raise self._closed()
+        return self._connection if not len(self._line) and self._connection.free > 0 else None
+
+    def _closed(self) -> Exception:
+        error = PoolClosed(f"the connection to {self.address} takes no more calls")
+        error.__cause__ = self._connection.cause
+        return error
+
+    def _on_room(self, connection: Connection) -> None:
+        if connection.usable:
+            self._line.admit(connection)
+        else:
+            self._line.fail_all(self._closed)

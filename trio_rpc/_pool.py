@@ -1,0 +1,707 @@
+"""The pool: connections to one target, kept by a nursery of their own.
+
+Ownership. Everything here runs in one shielded nursery, which ends only by `aclose`: outside cancellation first stops
+new calls, cancels and joins those in flight, and only then closes the streams, for which I/O must go on meanwhile.
+Callers never dial: a cancelled caller leaves nothing half open. Each connection is one task, from dialling to its end.
+
+A call never waits between picking a connection and owning a place on it (see `_waiting`). A place is free again when
+the terminal frame has come, not when somebody stopped waiting for it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import random
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from contextvars import Context, copy_context
+from functools import partial
+from typing import Any
+
+import attrs
+import trio
+
+from . import codecs
+from ._address import Address, dial
+from ._backoff import delay_before
+from ._call import Interceptor
+from ._caller import Caller
+from ._config import Heartbeat, PoolLimits, RetryPolicy
+from ._connection import Connection, ConnectionCounters
+from ._contract import describe_services
+from ._dispatch import compile_services
+from ._errors import ConnectError, PoolClosed, RpcError, Unauthenticated
+from ._handshake import greet
+from ._peer import Peer
+from ._placement import dials_wanted, least_in_flight
+from ._scope import hidden_nursery
+from ._target import Target
+from ._timer import Timer
+from ._waiting import WaitingLine
+from .wire import Hello, Metadata, Protocol, Role
+
+__all__ = ["Pool", "PoolStatistics", "open_connection", "open_pool", "run_pool"]
+
+log = logging.getLogger("trio_rpc.pool")
+
+LIFETIME_JITTER = 0.05
+"""Connections of one start do not all end together (psycopg_pool: up to 5 % earlier)."""
+
+Dial = Callable[[], Awaitable[trio.abc.Stream]]
+Credentials = Mapping[str, Any] | str | Callable[[], Any] | None
+
+
+@attrs.frozen(kw_only=True)
+class PoolStatistics:
+    """A snapshot of a pool; counts are since its start."""
+
+    connections: int
+    """Ready connections, those that go away included."""
+    idle: int
+    """Ready connections without a call."""
+    busy: int
+    """Ready connections with calls in flight."""
+    dialling: int
+    """Connections being dialled, or waiting for their back-off."""
+    min_connections: int
+    max_connections: int
+    in_flight: int
+    """Calls sent and not ended, orphans included."""
+    spare: int
+    """Places for further calls on the connections at hand."""
+    waiting: int
+    """Calls waiting for a place."""
+    orphans: int
+    """Calls given up after `cancel_wait` whose handlers have not ended."""
+    serving: int
+    """Calls of the peers that run here."""
+    requests: int
+    """Calls made."""
+    queued: int
+    """Calls that had to wait for a place."""
+    wait_seconds: float
+    """Time spent waiting for a place, in all."""
+    errors: int
+    """Calls that ended with an error."""
+    retries: int
+    """Further attempts, transparent ones included."""
+    timeouts: int
+    """Calls that found no place within `acquire_timeout`."""
+    exhausted: int
+    """Calls refused because the line was full."""
+    late_replies: int
+    """Frames for calls that had ended already."""
+    connects: int
+    """Dials begun."""
+    connect_seconds: float
+    """Time spent in dials that succeeded."""
+    connect_errors: int
+    """Dials that failed."""
+    lost: int
+    """Connections that ended without our wish, evicted ones included."""
+    evicted: int
+    """Connections given up because the peer was unresponsive."""
+    closed_idle: int
+    """Connections closed by `idle_timeout`."""
+    closed_age: int
+    """Connections retired by `max_lifetime`."""
+    closed_going_away: int
+    """Connections closed because the peer was draining."""
+
+
+@attrs.define
+class _Counters:
+    connects: int = 0
+    connect_seconds: float = 0.0
+    connect_errors: int = 0
+    lost: int = 0
+    closed_idle: int = 0
+    closed_age: int = 0
+    closed_going_away: int = 0
+
+
+class Pool(Target):
+    """Connections to one target, multiplexed, kept alive and replaced. Made by `open_pool` and `run_pool`."""
+
+    def __init__(
+        self,
+        target: str,
+        dial_target: Dial,
+        *,
+        codec: str = "msgpack",
+        limits: PoolLimits,
+        heartbeat: Heartbeat,
+        retry: RetryPolicy,
+        credentials: Credentials = None,
+        metadata: Metadata | None = None,
+        services: object = (),
+        interceptors: Sequence[Interceptor] = (),
+        rng: Callable[[], float] = random.random,
+        redial: bool = True,
+    ) -> None:
+        self._timer = Timer()
+        self._line = WaitingLine(self._timer, limits.max_waiting, self._why_waiting)
+        super().__init__(
+            Caller(
+                pick=self._pick,
+                wanted=self._wanted,
+                codec=codec,
+                timer=self._timer,
+                line=self._line,
+                retry=retry,
+                limits=limits,
+                acquire_timeout=limits.acquire_timeout,
+                metadata=metadata,
+                interceptors=interceptors,
+                rng=self._draw,
+            )
+        )
+        self.target = target
+        self.codec = codec
+        self.rng = rng
+        self.limits = limits
+        self.heartbeat = heartbeat
+        codecs.get(codec)  # LookupError, with the names there are, before anything is dialled.
+        specs = describe_services(services) if services else []
+        self._service_names = tuple(spec.name for spec in specs)
+        self._endpoints = compile_services(specs, codec)
+        self._dial_target = dial_target
+        self._credentials = _checked(credentials)
+        self._base_context = copy_context()
+        self._connection_counters = ConnectionCounters()
+        self._pool_counters = _Counters()
+        self._ready: list[Connection] = []
+        self._closing_connections: set[Connection] = set()
+        self._dialling = 0
+        self._redial = redial
+        self._over: RpcError | None = None
+        self._failures = 0
+        self._next_dial_at = -math.inf
+        self._last_error: BaseException | None = None
+        self._nursery: trio.Nursery | None = None
+        self._running = trio.Event()
+        self._close_requested = trio.Event()
+        self._closed = trio.Event()
+        self._changed = trio.lowlevel.ParkingLot()
+
+    def _draw(self) -> float:
+        return self.rng()
+
+    def __repr__(self) -> str:
+        stats = self.statistics()
+        state = "closed" if self._closed.is_set() else "closing" if self._close_requested.is_set() else "open"
+        return (
+            f"<Pool {self.target} ({state}): {stats.busy} busy, {stats.idle} idle, {stats.dialling} dialling "
+            f"of {self.limits.max_connections}; {stats.in_flight} calls in flight, {stats.waiting} waiting>"
+        )
+
+    def statistics(self) -> PoolStatistics:
+        """A snapshot; cheap."""
+        line, counters, connections = self._line.counters, self._caller.counters, self._connection_counters
+        busy = sum(1 for connection in self._ready if connection.calls)
+        return PoolStatistics(
+            connections=len(self._ready),
+            idle=len(self._ready) - busy,
+            busy=busy,
+            dialling=self._dialling,
+            min_connections=self.limits.min_connections,
+            max_connections=self.limits.max_connections,
+            in_flight=sum(connection.in_flight for connection in self._ready),
+            spare=sum(max(0, connection.free) for connection in self._ready),
+            waiting=len(self._line),
+            orphans=connections.orphans,
+            serving=sum(len(connection.serving) for connection in self._ready),
+            requests=counters.requests,
+            queued=line.queued,
+            wait_seconds=line.wait_seconds,
+            errors=counters.errors,
+            retries=counters.retries,
+            timeouts=line.timeouts,
+            exhausted=line.exhausted,
+            late_replies=connections.late_replies,
+            evicted=connections.evicted,
+            **attrs.asdict(self._pool_counters),
+        )
+
+    async def aclose(self) -> None:
+        """Close the pool, from any task; returns when everything is gone. Idempotent.
+
+        Calls in flight are cancelled and joined, each bounded by its `cancel_wait`; they, and calls that wait for a
+        place, raise PoolClosed with their own `may_have_run`.
+        """
+        self._close_requested.set()
+        with trio.CancelScope(shield=True):  # Bounded by cancel_wait and close_timeout.
+            await self._closed.wait()
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def connect(self) -> None:
+        """Wait for one connection, dialling if there is none. Raises the error of that dial."""
+        while not any(connection.usable for connection in self._ready):
+            self._check_open()
+            if not self._dialling:
+                self._dialling += 1
+                self._start(self._keep_connection, "connection")
+            errors = self._pool_counters.connect_errors
+            await self._changed.park()
+            if self._pool_counters.connect_errors > errors and isinstance(self._last_error, RpcError):
+                raise _copy(self._last_error)
+
+    async def wait_connected(self, connections: int = 1) -> None:
+        """Wait until so many connections are ready. Raises PoolClosed if the pool closes before."""
+        while sum(connection.usable for connection in self._ready) < connections:
+            self._check_open()
+            await self._changed.park()
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Keep the pool until `aclose`. Owned by `open_pool` alone."""
+        try:
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+                    self._nursery = nursery
+                    self._start(self._timer.run, "timer")
+                    self._dial_what_is_wanted()
+                    self._running.set()
+                    await self._close_requested.wait()
+                    await self._wind_up()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._nursery = None
+            self._closed.set()
+            self._changed.unpark_all()
+
+    def _start(self, function: Callable[[], Awaitable[object]], what: str) -> None:
+        """Start a task of long life, in a clean context and not in that of whoever happened to call first."""
+        assert self._nursery is not None
+        Context().run(partial(self._nursery.start_soon, function, name=f"trio_rpc pool {what} {self.target}"))
+
+    async def _wind_up(self) -> None:
+        """Stop what is under way and wait for its end; each wait here is bounded by a timer of the call itself."""
+        self._line.fail_all(self._closed_error)
+        for stream in list(self._caller.restarting):
+            stream.begin_anew()  # There is no call that could be stopped: it learns that the pool is closed.
+        self._changed.unpark_all()
+        for connection in self._ready:
+            connection.drain("the pool is closing")
+            for call in list(connection.calls.values()):
+                call.close(PoolClosed(f"the pool of {self.target} was closed"))
+            connection.stop_serving("the caller's pool is closing")
+        with trio.move_on_after(self._longest_wait()):
+            for connection in list(self._ready):
+                await connection.wait_quiet()
+        async with trio.open_nursery() as nursery:
+            for connection in list(self._ready):
+                nursery.start_soon(connection.aclose)
+
+    def _longest_wait(self) -> float:
+        """Calls bound their own joins; this bounds the wait for handlers here that ignore their cancellation."""
+        waits = [call.cancel_wait for connection in self._ready for call in connection.calls.values()]
+        return max(waits, default=0.0) + self.limits.cancel_wait
+
+    def _closed_error(self) -> PoolClosed:
+        return PoolClosed(f"the pool of {self.target} is closed")
+
+    # -- dialling --------------------------------------------------------------------------------------------------
+
+    def _dial_what_is_wanted(self) -> None:
+        if self._close_requested.is_set() or self._nursery is None or self._over is not None:
+            return
+        wanted = dials_wanted(
+            ready=sum(connection.usable for connection in self._ready),
+            dialling=self._dialling,
+            waiting=len(self._line),
+            least=self.limits.min_connections,
+            most=self.limits.max_connections,
+            failing=self._failures > 0,
+        )
+        for _ in range(wanted):
+            self._dialling += 1
+            self._start(self._keep_connection, "connection")
+
+    async def _keep_connection(self) -> None:
+        """One connection, from dialling to its end."""
+        try:
+            connection, early = await self._connect()
+        except RpcError as exc:
+            self._note_dial_failure(exc)
+            return
+        finally:
+            self._dialling -= 1
+        await connection.run(early, on_open=lambda: self._note_open(connection))
+
+    async def _connect(self) -> tuple[Connection, list[Any]]:
+        """Wait for the back-off, then dial and greet, within `connect_timeout`. Raises an RpcError."""
+        await trio.sleep_until(self._next_dial_at)
+        started_at, failures = trio.current_time(), self._failures
+        self._pool_counters.connects += 1
+        timeout = self.limits.connect_timeout
+        try:
+            with trio.fail_after(math.inf if timeout is None else timeout):
+                stream, protocol, early = await self._dial_and_greet()
+        except Exception as exc:
+            self._failures = max(self._failures, failures + 1)  # Dials that fail side by side count as one.
+            self._delay_next_dial(started_at)
+            if isinstance(exc, RpcError):
+                raise
+            if isinstance(exc, trio.TooSlowError):
+                text = f"{self.target} did not answer within {timeout:g} s (connect_timeout)"
+            else:  # Of the user's own: a function that opens streams, or one that gives credentials.
+                text = f"cannot connect to {self.target}: {exc!r}"
+            raise ConnectError(text, peer=self.target) from exc
+        self._pool_counters.connect_seconds += trio.current_time() - started_at
+        return self._make_connection(stream, protocol), early
+
+    async def _dial_and_greet(self) -> tuple[trio.abc.Stream, Protocol, list[Any]]:
+        stream = await self._dial_target()
+        try:
+            protocol = Protocol(Role.DIALLER, await self._hello())
+            return stream, protocol, await greet(stream, protocol, self.target)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+
+    def _delay_next_dial(self, started_at: float) -> None:
+        """Keep the back-off's distance, start to start, from a dial that came to nothing."""
+        delay = delay_before(max(2, self._failures + 1), self.limits.connect_backoff, self.rng)
+        self._next_dial_at = max(self._next_dial_at, started_at + delay)
+
+    def _make_connection(self, stream: trio.abc.Stream, protocol: Protocol) -> Connection:
+        connection = Connection(
+            stream,
+            protocol,
+            limits=self.limits,
+            heartbeat=self.heartbeat,
+            timer=self._timer,
+            endpoints=self._endpoints,
+            base_context=self._base_context,
+            counters=self._connection_counters,
+            address=self.target,
+        )
+        connection.room_watchers.append(self._on_room)
+        connection.make_peer = partial(Peer, codec=self.codec, timer=self._timer, limits=self.limits)
+        return connection
+
+    async def _hello(self) -> Hello:
+        heartbeat = self.heartbeat
+        return Hello(
+            codecs=(self.codec,),
+            max_in_flight=self.limits.max_in_flight,
+            max_frame_size=self.limits.max_frame_size,
+            max_message_size=self.limits.max_message_size,
+            max_metadata_size=self.limits.max_metadata_size,
+            stream_window=self.limits.stream_window,
+            stream_window_items=self.limits.stream_window_items,
+            ping_interval=heartbeat.interval,
+            ping_timeout=heartbeat.timeout,
+            credentials=await resolve_credentials(self._credentials),
+            services=self._service_names,
+        )
+
+    def _note_dial_failure(self, error: RpcError) -> None:
+        self._pool_counters.connect_errors += 1
+        self._last_error = error
+        self._changed.unpark_all()
+        log.info("%s", error)
+        self._tell_the_hopeless()
+        self._timer.at(trio.current_time(), lambda _late: self._dial_what_is_wanted())
+
+    def _tell_the_hopeless(self) -> None:
+        """Nothing that waits here can mend a permanent error: tell it now, and not after `acquire_timeout`."""
+        error = self._last_error
+        permanent = isinstance(error, Unauthenticated) or (isinstance(error, ConnectError) and error.permanent)
+        if isinstance(error, RpcError) and permanent and not any(connection.usable for connection in self._ready):
+            self._line.fail_impatient(lambda: _copy(error))
+
+    def _note_open(self, connection: Connection) -> None:
+        self._failures = 0
+        self._last_error = None
+        self._ready.append(connection)
+        now = connection.opened_at
+        if self.limits.max_lifetime is not None:
+            lifetime = self.limits.max_lifetime * (1 - LIFETIME_JITTER * self.rng())
+            self._timer.at(now + lifetime, lambda _late: self._retire(connection))
+        if self.limits.idle_timeout is not None:
+            self._timer.at(now + self.limits.idle_timeout, lambda _late: self._watch_idle(connection))
+        self._changed.unpark_all()
+        self._line.admit(connection)
+        self._dial_what_is_wanted()
+
+    def _note_end(self, connection: Connection) -> None:
+        if connection not in self._ready:
+            return
+        self._ready.remove(connection)
+        if connection not in self._closing_connections:
+            self._pool_counters.lost += not self._close_requested.is_set()
+            self._last_error = connection.cause
+        self._closing_connections.discard(connection)
+        self._changed.unpark_all()
+
+    # -- keeping ---------------------------------------------------------------------------------------------------
+
+    def _retire(self, connection: Connection) -> None:
+        if connection.usable:
+            self._pool_counters.closed_age += 1
+            self._closing_connections.add(connection)
+            connection.retire()
+
+    def _watch_idle(self, connection: Connection) -> None:
+        assert self.limits.idle_timeout is not None
+        if not connection.usable:
+            return
+        now = trio.current_time()
+        due = (now if connection.busy else connection.used_at) + self.limits.idle_timeout
+        if due > now:
+            self._timer.at(due, lambda _late: self._watch_idle(connection))
+        elif sum(other.usable for other in self._ready) > self.limits.min_connections:
+            self._pool_counters.closed_idle += 1
+            self._closing_connections.add(connection)
+            connection.retire()
+        else:
+            self._timer.at(now + self.limits.idle_timeout, lambda _late: self._watch_idle(connection))
+
+    def _on_room(self, connection: Connection) -> None:
+        """A call has left its place, or the connection's state has changed."""
+        if connection.usable:
+            if len(self._line):
+                self._line.admit(connection)
+            return
+        if connection not in self._closing_connections:
+            # The peer's wish: one that lets us in only to send us away again must not make us spin.
+            self._delay_next_dial(connection.opened_at)
+        if connection.closed:
+            self._note_end(connection)
+        elif not connection.busy and not connection.saying_goodbye and self._nursery is not None:
+            self._say_goodbye(connection)
+        if not self._redial:
+            self._note_over(connection)
+        self._dial_what_is_wanted()
+
+    def _say_goodbye(self, connection: Connection) -> None:
+        if connection not in self._closing_connections:
+            self._pool_counters.closed_going_away += 1
+            self._closing_connections.add(connection)
+        connection.saying_goodbye = True
+        self._start(connection.aclose, "goodbye")
+
+    def _note_over(self, connection: Connection) -> None:
+        """The one stream there was takes no more calls: nobody need wait for another."""
+        if self._over is None:
+            self._over = ConnectError("the one stream of this connection has ended", peer=self.target, permanent=True)
+            self._over.__cause__ = connection.cause
+            self._line.fail_all(self._over_error)
+
+    def _over_error(self) -> RpcError:
+        assert self._over is not None
+        return _copy(self._over)
+
+    # -- what the caller asks --------------------------------------------------------------------------------------
+
+    def _pick(self) -> Connection | None:
+        if self._close_requested.is_set() or self._over is not None:
+            self._check_open()
+        if len(self._line):
+            return None
+        ready = self._ready
+        if len(ready) == 1:
+            return ready[0] if ready[0].free > 0 else None
+        return least_in_flight(ready)
+
+    def _wanted(self) -> None:
+        self._dial_what_is_wanted()
+        if trio.current_time() < self._next_dial_at:
+            self._tell_the_hopeless()
+
+    def _check_open(self) -> None:
+        if self._close_requested.is_set():
+            raise self._closed_error()
+        if self._over is not None:
+            raise self._over_error()
+
+    def _why_waiting(self) -> tuple[str, BaseException | None]:
+        usable = sum(connection.usable for connection in self._ready)
+        if usable:
+            return f"all places of {usable} connections to {self.target} are taken", self._last_error
+        reason = f"no connection to {self.target}" if self._last_error is None else str(self._last_error)
+        return reason, self._last_error
+
+
+def _copy(error: RpcError) -> RpcError:
+    """Each call gets an exception object of its own, with one common cause."""
+    own = copy.copy(error)
+    own.__cause__ = error.__cause__
+    return own
+
+
+async def resolve_credentials(credentials: Credentials) -> Mapping[str, Any] | None:
+    """A token, a mapping, or a function of either kind (for rotation: asked at each dial)."""
+    if callable(credentials):
+        credentials = credentials()
+        if isinstance(credentials, Awaitable):
+            credentials = await credentials
+    try:
+        return _fields(credentials)
+    except TypeError as exc:
+        raise ConnectError(str(exc), permanent=True) from None
+
+
+def _fields(credentials: Any) -> dict[str, Any] | None:
+    """Credentials as a HELLO carries them."""
+    if isinstance(credentials, str):
+        return {"token": credentials}
+    if credentials is None:
+        return None
+    if isinstance(credentials, Mapping):
+        return dict(credentials)
+    kind = type(credentials).__name__
+    raise TypeError(f"credentials must be a text, a mapping, or a function that returns one of these, not {kind}")
+
+
+def _checked(credentials: Credentials) -> Credentials:
+    """Tell at once what no peer would take, and not at each dial; a function is asked then."""
+    if callable(credentials):
+        return credentials
+    fields = _fields(credentials)
+    Hello(credentials=fields).to_bytes()
+    return fields
+
+
+@asynccontextmanager
+async def open_pool(
+    target: str | Dial,
+    *,
+    codec: str = "msgpack",
+    limits: PoolLimits = PoolLimits(),  # noqa: B008 - frozen
+    heartbeat: Heartbeat = Heartbeat(),  # noqa: B008 - frozen
+    retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+    ssl_context: ssl.SSLContext | None = None,
+    credentials: Credentials = None,
+    metadata: Metadata | None = None,
+    services: object = (),
+    interceptors: Sequence[Interceptor] = (),
+) -> AsyncIterator[Pool]:
+    """Open a pool of connections to `target`, for the length of a block.
+
+    Entering returns at once; connections are dialled in the background. Leaving the block cancels and joins the calls
+    still in flight, and leaves no task, socket, id or credit behind. The body's own exception comes out bare.
+
+    Args:
+        target: `tcp://host:port`, `tls://host:port`, `unix:///path` or `unix:@name`; or an async function that opens
+            a `trio.abc.Stream` of any kind.
+        codec: `msgpack` or `json`, or one that was registered; the server must allow it.
+        limits: sizes and times, see `PoolLimits`.
+        heartbeat: when a silent server is pinged and given up.
+        retry: for idempotent methods; what surely did not run is retried in any case.
+        ssl_context: for `tls://`; the default verifies the server against the system's authorities.
+        credentials: a token, a mapping, or a (possibly async) function that returns one; sent in each HELLO.
+        metadata: sent with every call.
+        services: objects that the server may call back.
+        interceptors: wrap every call; the first is the outermost.
+    """
+    name, dial_target = _resolve_target(target, ssl_context)
+    pool = Pool(
+        name,
+        dial_target,
+        codec=codec,
+        limits=limits,
+        heartbeat=heartbeat,
+        retry=retry,
+        credentials=credentials,
+        metadata=metadata,
+        services=services,
+        interceptors=interceptors,
+    )
+    async with _keep_open(pool):
+        yield pool
+
+
+def _resolve_target(target: str | Dial, ssl_context: ssl.SSLContext | None) -> tuple[str, Dial]:
+    if callable(target):
+        if ssl_context is not None:
+            raise ValueError("a function that opens streams does its own TLS: give ssl_context to it, not to open_pool")
+        return getattr(target, "__qualname__", repr(target)), target
+    address = Address.parse(target)
+    if ssl_context is not None and address.scheme == "tcp":
+        raise ValueError(f"{address} and ssl_context do not go together: write tls://{str(address)[6:]}")
+    if address.scheme != "unix" and not address.port:
+        raise ValueError(f"{address} has port 0, which is for listening: write the server's port (server.addresses)")
+    return str(address), lambda: dial(address, ssl_context)
+
+
+@asynccontextmanager
+async def _keep_open(pool: Pool) -> AsyncIterator[Pool]:
+    """Run a pool for the length of a block."""
+    async with hidden_nursery() as nursery:
+        nursery.start_soon(pool._run)  # Not `start`: cancelled in between, it would wait for a pool that waits for us.
+        try:
+            with trio.CancelScope(shield=True):  # For one scheduler tick.
+                await pool._running.wait()
+            await trio.lowlevel.checkpoint_if_cancelled()
+            yield pool
+        finally:
+            pool._close_requested.set()
+            with trio.CancelScope(shield=True):
+                await pool._closed.wait()
+
+
+async def run_pool(
+    target: str | Dial,
+    *,
+    task_status: trio.TaskStatus[Pool] = trio.TASK_STATUS_IGNORED,
+    **options: Any,
+) -> None:
+    """The same pool, owned by any nursery: `pool = await nursery.start(trio_rpc.run_pool, target)`.
+
+    Takes the options of `open_pool`. Returns after `pool.aclose()`; cancelling it closes the pool first.
+    """
+    async with open_pool(target, **options) as pool:
+        task_status.started(pool)
+        await pool._closed.wait()
+
+
+@asynccontextmanager
+async def open_connection(
+    stream: trio.abc.Stream,
+    *,
+    codec: str = "msgpack",
+    limits: PoolLimits = PoolLimits(),  # noqa: B008 - frozen
+    heartbeat: Heartbeat = Heartbeat(),  # noqa: B008 - frozen
+    retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+    credentials: Credentials = None,
+    metadata: Metadata | None = None,
+    services: object = (),
+    interceptors: Sequence[Interceptor] = (),
+) -> AsyncIterator[Pool]:
+    """Call over one stream that is open already: memory, TLS, a subprocess's pipes.
+
+    It is a pool of this one connection, which cannot be dialled again: once it has ended, calls fail at once. The
+    HELLOs have been exchanged when the block begins; ConnectError or Unauthenticated if that failed. Options as for
+    `open_pool`. The stream is closed in the end.
+    """
+
+    async def the_stream() -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return stream
+
+    pool = Pool(
+        "the given stream",
+        the_stream,
+        codec=codec,
+        limits=attrs.evolve(limits, min_connections=0, max_connections=1, max_lifetime=None, idle_timeout=None),
+        heartbeat=heartbeat,
+        retry=retry,
+        credentials=credentials,
+        metadata=metadata,
+        services=services,
+        interceptors=interceptors,
+        redial=False,
+    )
+    try:
+        async with _keep_open(pool):
+            await pool.connect()
+            yield pool
+    finally:
+        await trio.aclose_forcefully(stream)  # Cancelled early, it was never the pool's.

@@ -1,0 +1,270 @@
+"""Calls whose arguments or results are streams, on the calling side."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import trio
+from trio.lowlevel import ParkingLot
+
+from ._calls import Outgoing
+from ._errors import DecodeError, RemoteError, RpcError
+from ._generators import as_generator, drive
+from ._methods import RemoteMethod
+from ._outcomes import error_of, expired_remotely
+from ._scope import hidden_nursery
+from ._streams import Outbound, ReceiveStream
+from ._trial import Trial
+from ._util import locate
+from ._waiting import Attempt
+
+if TYPE_CHECKING:
+    from ._caller import Caller
+    from ._stub import CallOptions
+
+__all__ = ["Feeder", "StreamCall"]
+
+
+class Feeder:
+    """Iterates the caller's items in one child task of the call, in the caller's own context.
+
+    If the iterable raises, the call is cancelled and joined, and that error comes out bare. If the handler returns
+    first, the iteration is cancelled and the result stands.
+
+    It is the `Sink` of what it drives, and hands on to the call of the current attempt: until the first item has gone
+    there, a call that surely did not run may be replaced by another.
+    """
+
+    def __init__(self, method: RemoteMethod, items: Any) -> None:
+        if not hasattr(items, "__aiter__"):
+            raise TypeError(
+                f"{method.name} streams its items from an async iterable, a ReceiveChannel or an async generator, "
+                f"not from {type(items).__name__}: wrap a plain iterable in an async generator"
+            )
+        self.error: Exception | None = None
+        self.on_error: Callable[[Exception], object] | None = None
+        self.taken = False
+        """True once an item was given to a call, or the iterable has ended: no other call can take its place."""
+        self.between_calls = trio.CancelScope()
+        """Cancelled if the iterable fails while there is no call that could be stopped."""
+        self._method = method
+        self._items = items
+        self._call: Outgoing | None = None
+        self._held: list[Any] = []
+        self._attached = ParkingLot()
+
+    def attach(self, call: Outgoing) -> None:
+        """The request of this attempt is on its way: its credit is known now."""
+        remote = call.connection.remote
+        encode = self._method.encode_items
+        call.outbound = Outbound(call.connection, call.id, remote.stream_window, remote.stream_window_items, encode)
+        self._call = call
+        self._attached.unpark_all()
+
+    async def run(self) -> None:
+        """Send every item, then the end of them."""
+        try:
+            await self._live_call()
+            await drive(as_generator(self._items), self)
+            call = await self._live_call()
+            assert call.outbound is not None
+            await call.outbound.finish()
+        except Exception as exc:
+            self.error, self.taken = exc, True
+            if self.on_error is not None:
+                self.on_error(exc)  # Before the call's end, which may come within `stop`, is told as the reason.
+            if self._call is not None and not self._call.ended:
+                self._call.stop()
+            else:
+                self.between_calls.cancel()
+        else:
+            self.taken = True
+            call.connection.send_end_of_items(call)
+
+    def put(self, item: Any) -> bool:
+        """Give an item to the call, or keep it while there is none."""
+        sink = self._sink()
+        if sink is None:
+            self._held.append(item)
+            return False
+        self.taken = True
+        return sink.put(item)
+
+    def flush(self) -> None:
+        """Hand over what was gathered."""
+        sink = self._sink()
+        if sink is not None:
+            sink.flush()
+
+    async def room(self) -> None:
+        """Wait for a call, and for its credit."""
+        call = await self._live_call()
+        assert call.outbound is not None
+        while self._held:
+            self.put(self._held.pop())
+        await call.outbound.room()
+
+    def _sink(self) -> Outbound[Any] | None:
+        return self._call.outbound if self._call is not None and not self._call.ended else None
+
+    async def _live_call(self) -> Outgoing:
+        """The call of the current attempt. Waits for the next one if it has ended; the call's end cancels that."""
+        while self._call is None or self._call.ended:
+            await self._attached.park()
+        return self._call
+
+
+class StreamCall:
+    """A call whose results are a stream, from opening its block to leaving it.
+
+    Everything that happens to it between attempts happens in one synchronous step, in the reader that saw the end of
+    the earlier one: a refused stream begins anew on another connection without its consumer's knowing.
+    """
+
+    def __init__(self, caller: Caller, method: RemoteMethod, feeder: Feeder | None, options: CallOptions) -> None:
+        self._caller = caller
+        self._method = method
+        self._feeder = feeder
+        self._options = options
+        self._trial = Trial(caller, method, options)
+        self._make: Callable[[], Attempt] | None = None
+        self._attempt: Attempt | None = None
+        self._call: Outgoing | None = None
+        self._error: BaseException | None = None
+        self._leaving = False
+        limits = caller.stream_limits
+        self.received: ReceiveStream[Any] = ReceiveStream(0, *limits, method.decode_items)
+        if options.reply_metadata is not None:
+            self.received.metadata = options.reply_metadata
+        if feeder is not None:
+            feeder.on_error = self.received.end
+
+    def begin(self, make: Callable[[], Attempt]) -> None:
+        """Make the first attempt. Raises what keeps it from the line."""
+        deadline = trio.current_effective_deadline()
+        self._make = make
+        try:
+            self._begin(deadline)
+        except RpcError as exc:
+            raise self._trial.final(exc)  # noqa: B904 - the same error
+
+    def _begin(self, deadline: float) -> None:
+        assert self._make is not None
+        attempt = self._attempt = self._make()
+        attempt.deadline = deadline
+        attempt.received = self.received
+        attempt.on_start, attempt.on_failure = self._started, self._failed
+        self._caller.submit(attempt)
+
+    def _started(self, call: Outgoing) -> None:
+        self._call = call
+        call.on_end = self._ended
+        if self._feeder is not None:
+            self._feeder.attach(call)
+
+    def _failed(self, error: Exception) -> None:
+        self._error = self._trial.final(error)
+        self.received.end(error)
+
+    def _ended(self, call: Outgoing) -> None:
+        """The call has ended, in the reader's step: tell the consumer, or begin anew."""
+        error = error_of(call, self._method.failures)
+        if isinstance(error, DecodeError):
+            locate(error, self._method.name)
+        if error is None and not call.ended:
+            return
+        if error is None:
+            self.received.end(trio.EndOfChannel())
+            return
+        if self._leaving:
+            self._error = error
+            return
+        fresh = not (self.received.fed or (self._feeder is not None and self._feeder.taken))
+        delay = self._trial.delay(error) if fresh else None
+        if delay is None:
+            self._error = self._trial.final(error)
+            self._end_when_due(call, error)
+        else:
+            self._caller.counters.retries += 1
+            when = trio.current_time() + delay
+            self._caller.restarting[self] = call.deadline
+            self._caller.timer.at(when, lambda _late: self.begin_anew())
+
+    def _end_when_due(self, call: Outgoing, error: BaseException) -> None:
+        """Told that the caller's deadline has passed, its consumer waits for its own scope to say so."""
+        if expired_remotely(call) and call.deadline > trio.current_time():
+            self._caller.timer.at(call.deadline, lambda _late: self.received.end(error))
+        else:
+            self.received.end(error)
+
+    def begin_anew(self) -> None:
+        """Make the next attempt; by the timer, or at once because the caller closes and it is to fail."""
+        deadline = self._caller.restarting.pop(self, None)
+        failed = self._feeder is not None and self._feeder.error is not None
+        if deadline is None or self._leaving or failed:
+            return
+        self._call = None
+        try:
+            self._begin(deadline)
+        except RpcError as exc:
+            self._failed(exc)
+
+    @asynccontextmanager
+    async def block(self) -> AsyncIterator[None]:
+        """The consumer's block. Leaving it ends the call, and waits for that."""
+        if self._feeder is None:
+            async with self._joined():
+                yield
+        else:
+            async with hidden_nursery() as nursery:
+                nursery.start_soon(self._feeder.run)
+                async with self._joined():
+                    yield
+
+    @asynccontextmanager
+    async def _joined(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except BaseException as exc:
+            await self._leave(exc)
+            raise
+        else:
+            await self._leave(None)
+
+    async def _leave(self, body_error: BaseException | None) -> None:
+        self._leaving = True
+        early = self._call is None or not self._call.ended
+        self.received.close()
+        cancelled = await self._join()
+        error = self._own_error()
+        if body_error is not None:
+            if error is not None and early and error is not body_error:
+                body_error.add_note(f"the remote stream's clean-up failed: {error!r}")
+        elif error is not None and not self.received.delivered:
+            raise error
+        elif cancelled is not None:
+            raise cancelled
+
+    async def _join(self) -> BaseException | None:
+        """End the call if it has not ended; returns the Cancelled that came meanwhile."""
+        call = self._call
+        if call is None:
+            if self._attempt is not None:
+                self._caller.line.leave(self._attempt)
+            return None
+        if not call.ended and not call.connection.withdraw(call):
+            call.stop(leaving=True)
+            if not call.orphan:
+                await call.wait()
+        return call.cancelled
+
+    def _own_error(self) -> BaseException | None:
+        """The iterable's error, or the handler's: those that are nobody else's to tell."""
+        if self._feeder is not None and self._feeder.error is not None:
+            return self._feeder.error
+        error = self._error
+        if isinstance(error, RpcError) and not isinstance(error, RemoteError):
+            return None
+        return error

@@ -1,0 +1,336 @@
+"""The two halves of a stream: items that arrive, and items that go out, each with credit.
+
+Credit is per stream, in bytes and items. The sender may send while it has some of both, and may overdraw by the one
+batch that uses it up, so that an item larger than the window still passes. The receiver grants again what its
+consumer has *taken*: a slow consumer stops its own producer and nobody else, and what is buffered for it stays below
+window + one batch.
+
+Items travel in batches. A batch grows while the producer makes items without a suspension and while they stay small;
+it is decoded in the consumer's task, so a bad payload costs its own call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar, final
+
+import trio
+from trio.lowlevel import Abort, Task, checkpoint, current_task, reschedule, wait_task_rescheduled
+
+from ._errors import DecodeError, EncodeError, RemoteProtocolError
+from ._generators import RUN_LENGTH, Stopped
+from .wire import CHUNK_SIZE, Bytes, Data, ItemsReceived
+
+__all__ = ["Outbound", "ReceiveStream"]
+
+T = TypeVar("T")
+
+Decode = Callable[[Data, Sequence[bytes]], "list[Any]"]
+Encode = Callable[["list[Any]"], "tuple[bytes, Sequence[Bytes]]"]
+
+BATCH_BYTES = 16 * 1024
+"""A batch is cut to about this size: a quarter of the default window, so that sending and consuming overlap."""
+
+
+class _Parking:
+    """A place for one task to wait in."""
+
+    __slots__ = ("task",)
+
+    def __init__(self) -> None:
+        self.task: Task | None = None
+
+    async def wait(self) -> None:
+        self.task = current_task()
+        await wait_task_rescheduled(self._leave)
+
+    def wake(self) -> None:
+        task, self.task = self.task, None
+        if task is not None:
+            reschedule(task)
+
+    def _leave(self, _raise_cancel: object) -> Abort:
+        self.task = None
+        return Abort.SUCCEEDED
+
+
+class CreditGranter(Protocol):
+    """What a receiving half needs of its connection."""
+
+    def grant(self, request_id: int, size: int, items: int) -> None:
+        """Send CREDIT."""
+
+
+@final
+class ReceiveStream(trio.abc.ReceiveChannel[T], Generic[T]):
+    """The items of a stream, as they arrive: a `trio.abc.ReceiveChannel`.
+
+    `receive` raises EndOfChannel at the end, the peer's error if the stream failed, `trio.ClosedResourceError` after
+    the block was left, `trio.BusyResourceError` if two tasks receive at once. It is a checkpoint whenever it takes a
+    new batch from the connection, which is at least once in 64 items.
+
+    Attributes:
+        metadata: what the producer sent along so far (its `reply_metadata`).
+    """
+
+    def __init__(self, request_id: int, window: int, window_items: int, decode: Decode) -> None:
+        self.metadata: dict[str, str | bytes] = {}
+        self._id = request_id
+        self._window, self._window_items = window, window_items
+        self._decode = decode
+        self._granter: CreditGranter | None = None
+        self._batches: deque[ItemsReceived] = deque()
+        self._items: deque[T] = deque()
+        self._current: ItemsReceived | None = None
+        self._unconsumed = self._unconsumed_items = 0
+        self._owed = self._owed_items = 0
+        self._ended: BaseException | None = None
+        self._closed = False
+        self._parking = _Parking()
+        self._receiving = False
+        self.fed = False
+        """True once any item has arrived."""
+        self.delivered = False
+        """True once `receive` has raised what ended the stream."""
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "ended" if self._ended is not None else "open"
+        return f"<ReceiveStream {self._id}: {state}, {self._unconsumed_items} items ({self._unconsumed} bytes) waiting>"
+
+    async def receive(self) -> T:
+        """The next item."""
+        if self._items and not self._receiving:
+            return self._pop()
+        if self._receiving:
+            raise trio.BusyResourceError("another task is already receiving from this stream")
+        self._receiving = True
+        try:
+            await self._next_batch()
+        finally:
+            self._receiving = False
+        return self._pop()
+
+    async def __anext__(self) -> T:
+        try:
+            return await self.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+
+    async def aclose(self) -> None:
+        """Take no more items. The call itself is ended by leaving its block."""
+        self.close()
+        await checkpoint()
+
+    def close(self) -> None:
+        """Drop what is buffered; synchronous."""
+        self._closed = True
+        self._batches.clear()
+        self._items.clear()
+        self._unconsumed = self._unconsumed_items = 0
+        self._parking.wake()
+
+    async def _next_batch(self) -> None:
+        """Fill `_items`, or raise what ended the stream."""
+        parked = False
+        while not self._items:
+            if self._closed:
+                await checkpoint()
+                raise trio.ClosedResourceError("this stream's block was left")
+            if self._batches and not parked:
+                await checkpoint()  # Before the batch is taken: a cancelled receive loses nothing.
+                parked = True
+            elif self._batches:
+                self._open_batch(self._batches.popleft())
+            elif self._ended is not None:
+                await checkpoint()
+                self.delivered = True
+                raise self._ended
+            else:
+                await self._parking.wait()
+                parked = True
+
+    def _open_batch(self, batch: ItemsReceived) -> None:
+        self._current = batch
+        try:
+            items = self._decode(batch.payload, batch.blobs)
+            if len(items) != batch.count:  # Credit goes by what the frame says.
+                raise DecodeError(f"$: {len(items)} items in a batch that announced {batch.count}")
+            self._items.extend(items)
+        except Exception as exc:
+            self._ended = exc  # Instead of an end that has arrived already: what the stream lacks must not look whole.
+            self._batches.clear()
+            raise
+
+    def _pop(self) -> T:
+        item = self._items.popleft()
+        if not self._items:
+            self._consumed()
+        return item
+
+    def _consumed(self) -> None:
+        """The consumer took the last item of a batch: grant it again, in halves of a window."""
+        batch, self._current = self._current, None
+        if batch is None or self._ended is not None:
+            return
+        self._unconsumed -= batch.size
+        self._unconsumed_items -= batch.count
+        self._owed += batch.size
+        self._owed_items += batch.count
+        if (self._owed * 2 >= self._window or self._owed_items * 2 >= self._window_items) and self._granter is not None:
+            self._granter.grant(self._id, self._owed, self._owed_items)
+            self._owed = self._owed_items = 0
+
+    # -- told by the connection's reader: synchronous --------------------------------------------------------------
+
+    def decode_with(self, decode: Decode) -> None:
+        """How to read the batches; known once the request is."""
+        self._decode = decode
+
+    def failed_with(self, exc: BaseException) -> bool:
+        """True if this very error is what this stream's own payload caused."""
+        return exc is self._ended
+
+    def attach(self, granter: CreditGranter, request_id: int) -> None:
+        """Credit goes to `granter`, under this id."""
+        self._granter, self._id = granter, request_id
+
+    def feed(self, batch: ItemsReceived) -> None:
+        """A batch arrived. Raises RemoteProtocolError if the peer had no credit for it."""
+        if batch.metadata:
+            self.metadata.update(batch.metadata)
+        if self._closed or self._ended is not None:
+            return
+        if (
+            self._unconsumed + self._owed >= self._window
+            or self._unconsumed_items + self._owed_items >= self._window_items
+        ):
+            raise RemoteProtocolError(f"the peer sent items of request {batch.id} without credit")
+        self.fed = True
+        self._unconsumed += batch.size
+        self._unconsumed_items += batch.count
+        self._batches.append(batch)
+        self._parking.wake()
+
+    def end(self, reason: BaseException) -> None:
+        """No more will come: EndOfChannel, or the error that ends the stream behind its last item."""
+        if self._ended is None:
+            self._ended = reason
+            self._parking.wake()
+
+    @property
+    def exhausted(self) -> bool:
+        """True once the consumer has seen the end of everything."""
+        return self._ended is not None and not self._items and not self._batches
+
+
+class ItemSender(Protocol):
+    """What a sending half needs of its connection."""
+
+    def send_items(self, request_id: int, count: int, payload: bytes, blobs: Sequence[Bytes]) -> int:
+        """Queue a batch; return what it costs in credit. Raises EncodeError if the peer does not accept its size."""
+
+
+class Outbound(Generic[T]):
+    """The items that go out: the `Sink` of a driven generator or iterable.
+
+    The window is the *peer's*, from its HELLO.
+    """
+
+    def __init__(self, sender: ItemSender, request_id: int, window: int, window_items: int, encode: Encode) -> None:
+        self._sender = sender
+        self._id = request_id
+        self._credit, self._credit_items = window, window_items
+        self._encode = encode
+        self._gathered: list[T] = []
+        self._limit = 1
+        self._error: Exception | None = None
+        self.last_error: Exception | None = None
+        """The last item's fault; an item that cannot be sent is thrown in at the producer's yield."""
+        self._stopped = False
+        self._parking = _Parking()
+
+    @property
+    def waiting(self) -> bool:
+        """True while the producer waits here for credit: it is at its `yield`."""
+        return self._parking.task is not None
+
+    def put(self, item: T) -> bool:
+        """Gather one item; True if another may follow at once."""
+        self._gathered.append(item)
+        return len(self._gathered) < self._limit and not self._stopped
+
+    def flush(self) -> None:
+        """Send what is gathered as far as the credit goes. Never raises: an error waits for `room`."""
+        while (
+            self._gathered and self._credit > 0 and self._credit_items > 0 and not self._stopped and self._error is None
+        ):
+            try:
+                self._send_batch(self._gathered[: min(self._limit, self._credit_items)])
+            except Exception as exc:
+                # Raised where the producer can see it, at its next yield, and not in the middle of its step.
+                self._error = self.last_error = exc
+
+    def _send_batch(self, batch: list[T]) -> None:
+        count = len(batch)
+        try:
+            payload, blobs = self._encode(batch)
+        except EncodeError:
+            if count == 1:
+                del self._gathered[:1]
+                raise
+            self._limit = 1  # One by one, so that the good ones before the bad one arrive.
+            return
+        size = len(payload) + sum(map(len, blobs))
+        if size > CHUNK_SIZE and count > 1:
+            self._limit = max(1, count * BATCH_BYTES // size)
+            return
+        del self._gathered[:count]
+        cost = self._sender.send_items(self._id, count, payload, blobs)
+        self._credit -= cost
+        self._credit_items -= count
+        if size * 2 <= BATCH_BYTES:
+            self._limit = min(RUN_LENGTH, self._limit * 2)
+        elif size > BATCH_BYTES:
+            self._limit = max(1, self._limit // 2)
+
+    async def room(self) -> None:
+        """Wait until everything gathered is sent and there is credit for more; a checkpoint."""
+        parked = False
+        while True:
+            self.flush()
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
+            if self._stopped:
+                raise Stopped
+            if not self._gathered and self._credit > 0 and self._credit_items > 0:
+                break
+            await self._parking.wait()
+            parked = True
+        if not parked:
+            await checkpoint()
+
+    async def finish(self) -> None:
+        """Wait until the last item is sent: what `flush` had to leave for lack of credit.
+
+        Returns as well once the consumer has left: nothing is owed to it then, and the producer has ended already.
+        """
+        with contextlib.suppress(Stopped):
+            while self._gathered or self._error is not None:
+                await self.room()
+
+    # -- told by the connection's reader: synchronous --------------------------------------------------------------
+
+    def grant(self, size: int, items: int) -> None:
+        """The peer's consumer took so much."""
+        self._credit += size
+        self._credit_items += items
+        self._parking.wake()
+
+    def stop(self) -> None:
+        """The consumer has left: nothing more is sent, and `room` raises Stopped."""
+        self._stopped = True
+        self._gathered.clear()
+        self._parking.wake()

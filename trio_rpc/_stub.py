@@ -1,0 +1,127 @@
+"""Stubs: objects with a contract's methods, made from its description and typed as the contract itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import attrs
+
+from ._config import RetryPolicy
+from ._contract import Shape
+from ._methods import RemoteMethod, compile_contract
+
+if TYPE_CHECKING:
+    from ._caller import Caller
+
+__all__ = ["CallOptions", "make_stub"]
+
+S = TypeVar("S")
+
+
+@attrs.frozen
+class CallOptions:
+    """What one stub does differently from its pool."""
+
+    metadata: dict[str, str | bytes]
+    retry: RetryPolicy
+    cancel_wait: float
+    wait_for_ready: bool = False
+    reply_metadata: dict[str, str | bytes] | None = None
+
+    def with_(self, changes: Mapping[str, Any]) -> CallOptions:
+        """A copy with some options changed; metadata is added to. Raises TypeError for an unknown option."""
+        if not changes:
+            return self
+        unknown = set(changes) - _OPTIONS.keys()
+        if unknown:
+            raise TypeError(
+                f"a stub has no option {', '.join(sorted(unknown))}: it takes {', '.join(sorted(_OPTIONS))}"
+            )
+        for name, value in changes.items():
+            if not isinstance(value, _OPTIONS[name]):
+                raise TypeError(f"the stub's option {name} cannot be {value!r:.80}")
+            if name == "cancel_wait" and not 0 <= value < math.inf:
+                raise ValueError(f"the stub's option cancel_wait must be at least 0, and finite, not {value!r}")
+        merged = dict(changes)
+        if "metadata" in merged:
+            merged["metadata"] = {**self.metadata, **merged["metadata"]}
+        return attrs.evolve(self, **merged)
+
+
+_OPTIONS: dict[str, Any] = {
+    "metadata": Mapping,
+    "retry": RetryPolicy,
+    "cancel_wait": (int, float),
+    "wait_for_ready": bool,
+    "reply_metadata": dict,
+}
+
+
+class _Stub:
+    """The parent of all stubs. Its methods come from the contract, in a subclass made for it."""
+
+    __slots__ = ("_caller", "_options")
+
+    _service = ""
+
+    def __init__(self, caller: Caller, options: CallOptions) -> None:
+        self._caller = caller
+        self._options = options
+
+    def __repr__(self) -> str:
+        return f"<stub of {self._service} over {self._caller!r}>"
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(
+            f"{self._service} has no remote method {name!r}: only methods under @trio_rpc.method in the contract can be called"
+        )
+
+
+_stubs: dict[tuple[Any, str], type[_Stub]] = {}
+
+
+def make_stub(caller: Caller, contract: Callable[..., S], options: CallOptions) -> S:
+    """The contract's methods over `caller`; the class behind it is made once for each contract and codec."""
+    key = (contract, caller.codec)
+    stub_class = _stubs.get(key)
+    if stub_class is None:
+        stub_class = _stubs[key] = _stub_class(contract, caller.codec)
+    return cast("S", stub_class(caller, options))
+
+
+def _stub_class(contract: Any, codec: str) -> type[_Stub]:
+    spec, methods = compile_contract(contract, codec)
+    namespace: dict[str, Any] = {name: _function(name, method) for name, method in methods.items()}
+    namespace |= {"__slots__": (), "_service": spec.name, "__doc__": f"A stub of {spec.name}."}
+    return type(f"{spec.name}Stub", (_Stub,), namespace)
+
+
+def _function(name: str, method: RemoteMethod) -> Callable[..., Any]:
+    """One method of a stub. It is no coroutine function of its own: it hands on what the caller's verb gives."""
+    shape = method.shape
+    if shape is Shape.UNARY:
+
+        def call(self: _Stub, /, *args: Any, **kwargs: Any) -> Any:
+            return self._caller.unary(method, args, kwargs, self._options)
+
+    elif shape is Shape.CLIENT_STREAM:
+
+        def call(self: _Stub, /, *args: Any, **kwargs: Any) -> Any:
+            return self._caller.client_stream(method, args, kwargs, self._options)
+
+    elif shape is Shape.SERVER_STREAM:
+
+        def call(self: _Stub, /, *args: Any, **kwargs: Any) -> Any:
+            return self._caller.server_stream(method, args, kwargs, self._options)
+
+    else:
+
+        def call(self: _Stub, /, *args: Any, **kwargs: Any) -> Any:
+            return self._caller.bidi(method, args, kwargs, self._options)
+
+    call.__name__ = name
+    call.__qualname__ = method.name
+    call.__doc__ = method.spec.doc if method.spec is not None else None
+    return call

@@ -1,0 +1,51 @@
+"""What can be called: the few verbs that a pool and a peer share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
+
+import trio
+
+from ._caller import Caller
+from ._contract import Shape
+from ._stub import make_stub
+
+__all__ = ["Target"]
+
+S = TypeVar("S")
+
+
+class Target:
+    """Something to call. A `Pool` and a `Peer` are two kinds of it."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def stub(self, contract: Callable[..., S], /, **options: Any) -> S:
+        """An object with the contract's methods, each of which calls the peer.
+
+        It is cheap, and has no life of its own: make one for a single call if you like. Options, each for this
+        stub's calls alone: `metadata` (a mapping, added to the pool's), `retry` (a RetryPolicy), `wait_for_ready`
+        (True: wait for a connection as long as the caller's own deadline allows, whatever `acquire_timeout` says),
+        `cancel_wait` (seconds), `reply_metadata` (a dict that is filled with what handlers send back).
+
+        Raises TypeError, with a sentence that says what to write instead, for a contract that cannot be served.
+        """
+        return make_stub(self._caller, contract, self._caller.options.with_(options))
+
+    async def call(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Make a unary call without a contract: `await pool.call("Inventory.stock", "A-1")`.
+
+        Arguments and result are plain values: what the codec itself carries.
+        """
+        caller = self._caller
+        return await caller.unary(caller.by_name(name, Shape.UNARY), args, kwargs, caller.options)
+
+    def stream(
+        self, name: str, /, *args: Any, **kwargs: Any
+    ) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[Any]]:
+        """Open a server stream without a contract: `async with pool.stream("Inventory.watch", "A-1") as levels:`."""
+        caller = self._caller
+        return caller.server_stream(caller.by_name(name, Shape.SERVER_STREAM), args, kwargs, caller.options)

@@ -1,0 +1,198 @@
+"""A call's arguments: bound like Python binds them, sent as an array, or as a map where keywords are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from inspect import Parameter, Signature
+from typing import Any, Literal, Protocol
+
+from .._errors import DecodeError, EncodeError
+from ._base import Buffer, Codec, receiving, sending
+from ._forms import Form, FormOf
+from ._misfit import Misfit, below, expected
+
+__all__ = ["ArgumentsCarrier", "ParameterLike"]
+
+POSITIONAL = "*"
+"""The key of the positional values where keywords are sent too; no parameter can have this name."""
+
+
+class ParameterLike(Protocol):
+    """What is asked of a parameter; `inspect.Parameter` has it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> Any: ...
+    @property
+    def annotation(self) -> Any: ...
+    @property
+    def default(self) -> Any: ...
+
+
+class ArgumentsCarrier:
+    """The arguments of one method, for one codec.
+
+    The payload is an array of the positional values, whatever way they were passed. Arguments that were not given are
+    not sent: the server's defaults apply. Keyword-only ones, and those behind one that was left out, make it a map
+    `{"*": [positional values], name: value}`.
+    """
+
+    def __init__(self, codec: Codec, form_of: FormOf, parameters: Iterable[ParameterLike], name: str) -> None:
+        parameters = list(parameters)
+        self._codec = codec
+        self._name = name
+        self._signature = Signature([Parameter(p.name, p.kind, default=p.default) for p in parameters])
+        self._names: list[str] = []
+        self._positional: list[Form] = []
+        self._rest: tuple[str, Form] | None = None
+        self._keywords: dict[str, Form] = {}
+        self._other_keywords: Form | None = None
+        for parameter in parameters:
+            self._place(parameter, _form(parameter, form_of, name))
+        self._least, self._most = self._bounds()
+        self._untyped = self._every(lambda form: form.untyped)
+        self._exact = tuple(form.exact for form in self._positional)
+        self._simple = self._every(lambda form: form.untyped or form.exact is not None)
+
+    def _every(self, passes: Callable[[Form], bool]) -> bool:
+        return self._rest is None and all(map(passes, self._positional))
+
+    def _place(self, parameter: ParameterLike, form: Form) -> None:
+        if parameter.kind is Parameter.VAR_POSITIONAL:
+            self._rest = (parameter.name, form)
+        elif parameter.kind is Parameter.VAR_KEYWORD:
+            self._other_keywords = form
+        elif parameter.kind is Parameter.KEYWORD_ONLY:
+            self._keywords[parameter.name] = form
+        else:
+            self._names.append(parameter.name)
+            self._positional.append(form)
+            if parameter.kind is Parameter.POSITIONAL_OR_KEYWORD:
+                self._keywords[parameter.name] = form
+
+    def _bounds(self) -> tuple[int, int]:
+        """Return how few and how many positional values alone make a call that needs no closer look."""
+        variable = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+        parameters = self._signature.parameters.values()
+        required = [p for p in parameters if p.default is Parameter.empty and p.kind not in variable]
+        if any(p.kind is Parameter.KEYWORD_ONLY for p in required):
+            return 0, -1
+        return len(required), len(self._positional)
+
+    def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, list[Buffer]]:
+        """Return payload and buffers.
+
+        Raises:
+            TypeError: as Python's own, for arguments that the method does not take.
+            EncodeError: for one that does not fit its annotation, naming it and the path in it.
+        """
+        if kwargs or not self._least <= len(args) <= self._most:
+            args, kwargs = self._bind(args, kwargs)
+        blobs: list[Buffer] = []
+        wire = self._dump(args, kwargs, blobs) if kwargs or not self._passes(args) else args
+        try:
+            return self._codec.encode(wire, blobs), blobs
+        except EncodeError as error:
+            raise self._blamed(wire, error) from error
+
+    def decode(self, payload: bytes | memoryview, blobs: Sequence[bytes]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return `(args, kwargs)`. DecodeError, naming the argument and the path in it, for what does not fit."""
+        wire = self._codec.decode(payload, blobs)
+        if type(wire) is list and self._least <= len(wire) <= self._most and self._passes(wire):
+            return tuple(wire), {}
+        try:
+            return receiving(self._load, wire, blobs)
+        except Misfit as fault:
+            raise DecodeError(fault.at("")) from fault
+        except TypeError as error:
+            raise DecodeError(str(error)) from error
+
+    def _passes(self, values: Sequence[Any]) -> bool:
+        """Whether positional values travel as they are: the usual case, so it is decided without a loop."""
+        return self._untyped or (self._simple and tuple(map(type, values)) == self._exact[: len(values)])
+
+    def _bind(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self._name}() {error}") from None
+        return bound.args, bound.kwargs
+
+    def _dump(self, args: tuple[Any, ...], kwargs: dict[str, Any], blobs: list[Buffer]) -> Any:
+        try:
+            if not kwargs and self._simple:
+                return self._dump_positional(args)
+            return sending(lambda both: self._dump_both(*both), (args, kwargs), blobs)
+        except Misfit as fault:
+            raise EncodeError(fault.at("")) from fault
+
+    def _dump_both(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        positional = self._dump_positional(args)
+        if not kwargs:
+            return positional
+        return {POSITIONAL: positional, **{name: self._one(name, value, "dump") for name, value in kwargs.items()}}
+
+    def _dump_positional(self, args: Sequence[Any]) -> list[Any]:
+        out: list[Any] = []
+        try:
+            for value, form in zip(args, self._forms(len(args)), strict=False):
+                out.append(value if type(value) is form.exact else form.dump(value))
+        except Exception as error:  # a user's own hook may raise anything
+            raise below(error, self._label(len(out))) from None
+        return out
+
+    def _load(self, wire: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, keywords = self._split(wire)
+        if keywords or not self._least <= len(args) <= self._most:
+            self._bind(args, keywords)
+        out: list[Any] = []
+        try:
+            for value, form in zip(args, self._forms(len(args)), strict=False):
+                out.append(value if type(value) is form.exact else form.load(value))
+        except Exception as error:  # a user's own hook may raise anything
+            raise below(error, self._label(len(out))) from None
+        return tuple(out), {name: self._one(name, value, "load") for name, value in keywords.items()}
+
+    def _split(self, wire: Any) -> tuple[list[Any], dict[str, Any]]:
+        if type(wire) is list:
+            return wire, {}
+        if type(wire) is dict and type(wire.get(POSITIONAL)) is list:
+            return wire[POSITIONAL], {name: value for name, value in wire.items() if name != POSITIONAL}
+        raise below(expected(f"an array, or a map with {POSITIONAL!r}", wire), "arguments")
+
+    def _forms(self, count: int) -> list[Form]:
+        if self._rest is None or count <= len(self._positional):
+            return self._positional
+        return [*self._positional, *[self._rest[1]] * (count - len(self._positional))]
+
+    def _label(self, index: int) -> str:
+        """Return the name of the positional argument at `index`."""
+        if index < len(self._names):
+            return self._names[index]
+        return f"{self._rest[0] if self._rest else 'arguments'}[{index - len(self._names)}]"
+
+    def _one(self, name: str, value: Any, way: Literal["dump", "load"]) -> Any:
+        form = self._keywords.get(name, self._other_keywords)
+        try:
+            return getattr(form, way)(value)
+        except Exception as error:  # a user's own hook may raise anything
+            raise below(error, name) from None
+
+    def _blamed(self, wire: Any, error: EncodeError) -> EncodeError:
+        """Return the codec's error with the name of the argument that it is about."""
+        args, kwargs = (wire, {}) if not isinstance(wire, dict) else self._split(wire)
+        named = [(self._label(index), value) for index, value in enumerate(args)]
+        for name, value in [*named, *kwargs.items()]:
+            try:
+                self._codec.encode(value, [])
+            except EncodeError as own:
+                return EncodeError(f"{name}{own.message.removeprefix('$')}")
+        return EncodeError(f"arguments{error.message.removeprefix('$')}")
+
+
+def _form(parameter: ParameterLike, form_of: FormOf, name: str) -> Form:
+    try:
+        return form_of(parameter.annotation)
+    except TypeError as error:
+        raise TypeError(f"parameter {parameter.name!r} of {name}: {error}") from error

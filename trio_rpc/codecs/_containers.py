@@ -1,0 +1,142 @@
+"""Lists, tuples, sets and maps of other forms.
+
+Each loop remembers where it is only by what it has built so far, so that a path costs nothing until it is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from ._forms import Form, Key
+from ._misfit import Misfit, below, expected, step
+
+__all__ = ["array_form", "map_form", "tuple_form"]
+
+
+def array_form(name: str, item: Form, accepted: tuple[type, ...], build: Callable[[list[Any]], Any]) -> Form:
+    """Return the form of a collection of any length, which travels as an array."""
+    dump_item, load_item = item.dump, item.load
+    same, exact = item.untyped, {item.exact}
+
+    def dump(value: Any) -> Any:
+        fits = isinstance(value, accepted)
+        if not fits:
+            raise expected(name, value)
+        if same or exact.issuperset(map(type, value)):
+            return value if isinstance(value, list) else list(value)
+        return each(value, dump_item)
+
+    def load(value: Any) -> Any:
+        if type(value) is not list:
+            raise expected(name, value)
+        if not (same or exact.issuperset(map(type, value))):
+            value = each(value, load_item)
+        try:
+            return value if build is list else build(value)
+        except TypeError as error:
+            raise Misfit(f"its items cannot be in a {name}: {error}") from None
+
+    return Form(name, dump, load, {"array"}, accepted, exact=list if same and accepted == (list,) else None)
+
+
+def each(values: Collection[Any], hook: Callable[[Any], Any]) -> list[Any]:
+    """Return the list of `hook(value)`; a misfit learns its index."""
+    out: list[Any] = []
+    try:
+        for value in values:
+            out.append(hook(value))  # noqa: PERF401 -- its length is the index of the one that failed
+    except Exception as error:  # a user's own hook may raise anything
+        raise below(error, f"[{len(out)}]") from None
+    return out
+
+
+def tuple_form(name: str, items: list[Form]) -> Form:
+    """Return the form of a tuple of fixed length."""
+    dumps, loads = [item.dump for item in items], [item.load for item in items]
+
+    def dump(value: Any) -> list[Any]:
+        if not isinstance(value, tuple):
+            raise expected(name, value)
+        return _one_by_one(value, dumps)
+
+    def load(value: Any) -> tuple[Any, ...]:
+        if type(value) is not list:
+            raise expected(name, value)
+        return tuple(_one_by_one(value, loads))
+
+    def _one_by_one(values: Collection[Any], hooks: list[Callable[[Any], Any]]) -> list[Any]:
+        if len(values) != len(hooks):
+            raise Misfit(f"expected {name}: {len(hooks)} items, got {len(values)}")
+        out: list[Any] = []
+        try:
+            for value, hook in zip(values, hooks, strict=True):
+                out.append(hook(value))
+        except Exception as error:  # a user's own hook may raise anything
+            raise below(error, f"[{len(out)}]") from None
+        return out
+
+    return Form(name, dump, load, {"array"}, (tuple,))
+
+
+def map_form(name: str, key: Form, item: Form) -> Form:
+    """Return the form of a mapping: a map if the keys have a text, else an array of pairs."""
+    if key.key is None:
+        return _pairs_form(name, key, item)
+    plain_keys = key.exact is str or key.untyped
+    return _map_form(name, key.key, item, {str} if plain_keys else set())
+
+
+def _map_form(name: str, key: Key, item: Form, plain_keys: set[type]) -> Form:
+    dump_item, load_item = item.dump, item.load
+    same, exact = item.untyped, {item.exact}
+
+    def whole(value: Any) -> bool:
+        """Whether nothing in it needs a hook."""
+        return plain_keys.issuperset(map(type, value)) and (same or exact.issuperset(map(type, value.values())))
+
+    def dump(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            raise expected(name, value)
+        if isinstance(value, dict) and whole(value):
+            return value
+        return _entries(value, key.dump, dump_item)
+
+    def load(value: Any) -> Any:
+        if type(value) is not dict:
+            raise expected(name, value)
+        return value if whole(value) else _entries(value, key.load, load_item)
+
+    return Form(name, dump, load, {"map"}, (dict, Mapping))
+
+
+def _entries(value: Mapping[Any, Any], on_key: Callable[[Any], Any], on_item: Callable[[Any], Any]) -> dict[Any, Any]:
+    out: dict[Any, Any] = {}
+    name: object = ""
+    try:
+        for name, item in value.items():
+            out[on_key(name)] = on_item(item)
+    except Exception as error:  # a user's own hook may raise anything
+        raise below(error, step(name)) from None
+    if len(out) != len(value):
+        raise Misfit("two of its keys are the same")
+    return out
+
+
+def _pairs_form(name: str, key: Form, item: Form) -> Form:
+    pair = tuple_form(f"{key.name} and {item.name}", [key, item])
+
+    def dump(value: Any) -> list[Any]:
+        if not isinstance(value, Mapping):
+            raise expected(name, value)
+        return each(value.items(), pair.dump)
+
+    def load(value: Any) -> dict[Any, Any]:
+        if type(value) is not list:
+            raise expected(f"{name} as a list of pairs", value)
+        try:
+            return dict(each(value, pair.load))
+        except TypeError as error:
+            raise Misfit(f"its keys cannot be in a dict: {error}") from None
+
+    return Form(name, dump, load, {"array"}, (dict, Mapping))

@@ -1,0 +1,167 @@
+"""How a body reads: the mirror of `_frames`.
+
+Each reader takes a body and where to begin in it, and returns what it read and where that ends. A prelude stands whole
+in a message's first frame, so readers of preludes see one buffer; payload and blobs may lie across many.
+
+What does not fit raises one of MALFORMED: bytes from a stranger are never trusted, and the one caller, `_protocol`,
+makes a RemoteProtocolError of any of them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from .._errors import Code
+from ._events import ErrorReceived, ItemsReceived, RequestReceived, ResponseReceived
+from ._frames import STARTED, Data, Flag, Kind, Outcome
+
+__all__ = [
+    "CANCEL",
+    "CREDIT",
+    "ERROR",
+    "GOAWAY",
+    "MALFORMED",
+    "U32",
+    "U64",
+    "as_code",
+    "read_message",
+    "read_metadata",
+    "read_method",
+]
+
+U32 = struct.Struct(">I")
+U64 = struct.Struct(">Q")
+CREDIT = struct.Struct(">II")
+"""bytes, items."""
+CANCEL = struct.Struct(">IB")
+"""wait in milliseconds, leaving."""
+ERROR = struct.Struct(">BBH")
+"""code, outcome and started, length of the text."""
+GOAWAY = struct.Struct(">IB")
+"""last id, code; the text fills the rest."""
+
+MALFORMED = (ValueError, IndexError, struct.error)
+"""What the readers raise: a ValueError says what is wrong, the other two that the body ends too early."""
+
+_U16 = struct.Struct(">H")
+_TIMEOUT, _METADATA, _BLOBS, _STREAM = map(int, (Flag.TIMEOUT, Flag.METADATA, Flag.BLOBS, Flag.STREAM))
+_REQUEST, _RESPONSE, _ITEMS = map(int, (Kind.REQUEST, Kind.RESPONSE, Kind.ITEMS))
+_CODES = {int(code): code for code in Code}
+
+
+def as_code(number: int) -> Code:
+    """The code of that number; UNKNOWN for one that only a later version knows."""
+    return _CODES.get(number, Code.UNKNOWN)
+
+
+def read_message(
+    kind: int, request_id: int, flags: int, parts: list[Data], total: int, max_metadata: int
+) -> RequestReceived | ResponseReceived | ItemsReceived | ErrorReceived:
+    """Read the prelude off the first part, cut the rest into payload and blobs, and make the event."""
+    head, offset, timeout, metadata = parts[0], 0, None, None
+    sizes: tuple[int, ...] = ()
+    if flags & _TIMEOUT:
+        timeout, offset = U64.unpack_from(head)[0] / 1e6, U64.size
+    if flags & _METADATA:
+        metadata, offset = read_metadata(head, offset, max_metadata)
+    if flags & _BLOBS:
+        sizes, offset = _read_blob_sizes(head, offset)
+    if kind == _REQUEST:
+        method, offset = read_method(head, offset)
+        payload, blobs = _cut(parts, offset, total, sizes)
+        return RequestReceived(request_id, method, payload, blobs, timeout, metadata, bool(flags & _STREAM))
+    if kind == _RESPONSE:
+        payload, blobs = _cut(parts, offset, total, sizes)
+        return ResponseReceived(request_id, payload, blobs, metadata)
+    if kind == _ITEMS:
+        (count,) = U32.unpack_from(head, offset)
+        if not count:
+            raise ValueError("it has no items")
+        payload, blobs = _cut(parts, offset + U32.size, total, sizes)
+        return ItemsReceived(request_id, count, payload, blobs, total, metadata)
+    code, outcome, started, text, offset = _read_error(head, offset)
+    payload, _ = _cut(parts, offset, total, ())
+    return ErrorReceived(request_id, code, outcome, started, text, payload, metadata)
+
+
+def read_method(body: Data, offset: int) -> tuple[str, int]:
+    """The method's name."""
+    start = offset + 1
+    end = start + body[offset]
+    if end > len(body) or end == start:
+        raise ValueError("it has no whole method name")
+    return str(body[start:end], "utf-8"), end
+
+
+def _read_error(body: Data, offset: int) -> tuple[Code, Outcome, bool, str, int]:
+    """Code, outcome, whether the handler was entered, text."""
+    number, outcome, length = ERROR.unpack_from(body, offset)
+    start = offset + ERROR.size
+    end = start + length
+    if end > len(body):
+        raise ValueError("its text is cut short")
+    kind, started = Outcome(outcome & ~STARTED), bool(outcome & STARTED)
+    if started and kind is Outcome.REFUSED:
+        raise ValueError("a call that was refused cannot have been started")
+    return as_code(number) or Code.UNKNOWN, kind, started, str(body[start:end], "utf-8"), end
+
+
+def read_metadata(body: Data, offset: int, limit: int) -> tuple[dict[str, str | bytes], int]:
+    """The metadata block; ValueError if it takes more than `limit` bytes, its own length included."""
+    (size,) = U32.unpack_from(body, offset)
+    offset += U32.size
+    if size + U32.size > limit:
+        raise ValueError(f"metadata of {size + U32.size} bytes is above our limit of {limit} (max_metadata_size)")
+    end = offset + size
+    if end > len(body):
+        raise ValueError("its metadata is cut short")
+    metadata: dict[str, str | bytes] = {}
+    while offset < end:
+        key, type_, start, offset = _read_entry(body, offset)
+        if offset > end or type_ > 1 or not key:
+            raise ValueError("its metadata has an entry that does not fit")
+        metadata[key] = bytes(body[start:offset]) if type_ else str(body[start:offset], "utf-8")
+    return metadata, end
+
+
+def _read_entry(body: Data, offset: int) -> tuple[str, int, int, int]:
+    """Key, type of the value, and where the value begins and ends, which may be beyond the block."""
+    start = offset + 1
+    end = start + body[offset]
+    (length,) = U32.unpack_from(body, end + 1)
+    value = end + 1 + U32.size
+    return str(body[start:end], "utf-8"), body[end], value, value + length
+
+
+def _read_blob_sizes(body: Data, offset: int) -> tuple[tuple[int, ...], int]:
+    """The size of each blob."""
+    (count,) = _U16.unpack_from(body, offset)
+    offset += _U16.size
+    return struct.unpack_from(f">{count}I", body, offset), offset + U32.size * count
+
+
+def _cut(parts: list[Data], offset: int, total: int, sizes: Sequence[int]) -> tuple[Data, Sequence[bytes]]:
+    """Cut a message behind its prelude into payload and blobs, copying each byte at most once."""
+    if len(parts) == 1 and not sizes:
+        return parts[0][offset:], ()
+    payload_size = total - offset - sum(sizes)
+    if payload_size < 0:
+        raise ValueError("its blobs are larger than itself")
+    views = [memoryview(part) for part in reversed(parts)]
+    views[-1] = views[-1][offset:]
+    pieces = [_take(views, size) for size in (payload_size, *sizes)]
+    return pieces[0], pieces[1:]
+
+
+def _take(views: list[memoryview], size: int) -> bytes:
+    """Join the next `size` bytes; `views` is in reverse, so that each is taken off the end."""
+    taken = []
+    while size:
+        view = views.pop()
+        if len(view) > size:
+            views.append(view[size:])
+            view = view[:size]
+        taken.append(view)
+        size -= len(view)
+    return b"".join(taken)

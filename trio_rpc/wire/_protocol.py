@@ -1,0 +1,371 @@
+"""The sans-IO protocol: bytes become events here, and nothing waits.
+
+`receive_data` takes whatever has arrived and returns the events in it; the sending methods (`_sending`) return frames
+for the caller to write. Rules kept here:
+
+* The preface and HELLO come first, and once. Until then a peer may send 16 KiB at most.
+* Kind, flags and size are checked at the header, before memory is spent on the body.
+* Ids have their owner's parity, grow, and are never reused.
+* A message in chunks holds exactly what its first frame announced; its chunks are not small; the messages of one call
+  follow each other, and only its end may cut one off. No more requests arrive at once than may be in flight.
+
+Whether a known id is still *alive* is the connection's knowledge, not the wire's: late frames for ended calls are
+ordinary, so they become events and the connection drops them.
+
+Bytes that break a rule raise RemoteProtocolError, and the connection is over: after a framing fault nothing that
+follows can be trusted.
+
+Cost. What arrives is copied once into `_rest` while its frame is incomplete, whatever pieces it comes in: time and
+memory are linear in the bytes, for a peer that sends one byte at a time too. An event may keep a view of the received
+buffer instead of a copy, but only of a buffer that it fills by half: nobody can make this side keep more than twice
+what it counts.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+
+from .._errors import RemoteProtocolError
+from ._bodies import CANCEL, CREDIT, GOAWAY, MALFORMED, U32, U64, as_code, read_message, read_metadata, read_method
+from ._events import (
+    CancelReceived,
+    CreditReceived,
+    EndReceived,
+    Event,
+    GoAwayReceived,
+    HelloReceived,
+    PingReceived,
+    PongReceived,
+    RequestReceived,
+    ResponseReceived,
+)
+from ._frames import ALLOWED_FLAGS, HEADER, HEADER_SIZE, MIN_CHUNK_SIZE, Data, Flag, Kind
+from ._hello import MAX_HELLO_SIZE, Hello, read_preface
+from ._sending import PING_SIZE, Role, Sender
+
+__all__ = ["Protocol"]
+
+_MORE, _TIMEOUT, _METADATA, _BLOBS, _STREAM = map(
+    int, (Flag.MORE, Flag.TIMEOUT, Flag.METADATA, Flag.BLOBS, Flag.STREAM)
+)
+_BLOCKS = _MORE | _METADATA | _BLOBS
+_HELLO, _REQUEST, _RESPONSE, _ITEMS = map(int, (Kind.HELLO, Kind.REQUEST, Kind.RESPONSE, Kind.ITEMS))
+_REPLIES = frozenset({Kind.RESPONSE, Kind.ERROR})
+_ENDS = frozenset({Kind.RESPONSE, Kind.ERROR, Kind.END})
+
+SMALL = 4096
+"""Bodies below this are copied out of the received buffer; that is quicker than to view them."""
+
+
+class _Partial:
+    """A message whose chunks are still arriving."""
+
+    __slots__ = ("flags", "have", "kind", "parts", "total")
+
+    def __init__(self, kind: int, flags: int, total: int, first: Data) -> None:
+        self.kind, self.flags, self.total = kind, flags, total
+        self.parts: list[Data] = [first]
+        self.have = len(first)
+
+
+class Protocol(Sender):
+    """One side of one connection, without its transport.
+
+    Write `greeting()` first. Feed `receive_data` and act on the events; the first is HelloReceived, and until then
+    nothing but HELLO (and, from the acceptor, GOAWAY) is accepted.
+    """
+
+    def __init__(self, role: Role, hello: Hello) -> None:
+        super().__init__(role, hello)
+        self.last_remote_id = 0
+        self.is_open: Callable[[int], bool] = lambda _id: True
+        """Whether a call is still alive here; the connection knows. Messages in chunks for an ended one are not kept."""
+        self._handled_id = 0
+        """The peer's last request before the bytes at hand: of later ones `is_open` has not heard yet."""
+        self._parity = 1 if role is Role.DIALLER else 0
+        self._partial: dict[int, _Partial] = {}
+        self._readers = _DIALLING if role is Role.DIALLER else _ACCEPTING
+        self._prefaced = False
+        self._rest = io.BytesIO()
+        self._rest_size = 0
+        self._wanted = 0
+        """How many bytes must be there before it is worth looking at them again."""
+
+    def __repr__(self) -> str:
+        state = "open" if self.remote is not None else "awaiting HELLO"
+        return (
+            f"<Protocol, {self.role.name.lower()}: {state}, ids up to {max(self.last_local_id, 0)} here and "
+            f"{self.last_remote_id} there, {len(self._partial)} messages incomplete>"
+        )
+
+    @property
+    def receiving_requests(self) -> bool:
+        """True while a request is arriving in chunks."""
+        return bool(self._partial) and any(partial.kind == _REQUEST for partial in self._partial.values())
+
+    def forget(self, request_id: int) -> None:
+        """The call has ended here: drop what has arrived of a message that will not be finished."""
+        self._partial.pop(request_id, None)
+
+    # -- frames --------------------------------------------------------------------------------------------------
+
+    def receive_data(self, data: bytes) -> list[Event]:
+        """Take bytes as they came, return the events that they complete.
+
+        Raises RemoteProtocolError at the first byte that breaks the rules; what came before it is lost with it.
+        """
+        if self._rest_size:
+            self._rest_size += len(data)
+            self._rest.write(data)
+            if self._rest_size < self._wanted:
+                return []
+            data, self._rest, self._rest_size = self._rest.getvalue(), io.BytesIO(), 0
+        offset, size = 0, len(data)
+        if not self._prefaced:
+            offset = read_preface(data)
+            if not offset:
+                self._keep(data, 0, 0)
+                return []
+            self._prefaced = True
+        events: list[Event] = []
+        self._handled_id = self.last_remote_id
+        unpack, readers, limit, wanted = HEADER.unpack_from, self._readers, self._limit(), HEADER_SIZE
+        while size - offset >= HEADER_SIZE:
+            length, request_id, kind, flags = unpack(data, offset)
+            read, forbidden = readers.get(kind, _NO_READER)
+            if read is None or flags & forbidden or length > limit:
+                raise RemoteProtocolError(self._refusal(kind, flags, length))
+            start = offset + HEADER_SIZE
+            end = start + length
+            if end > size:
+                wanted = end - offset
+                break
+            body = data[start:end] if length < SMALL or length * 2 < size else memoryview(data)[start:end]
+            event = read(self, kind, request_id, flags, body)
+            if event is not None:
+                events.append(event)
+            offset = end
+            if kind == _HELLO:
+                readers, limit = self._readers, self._limit()
+        if offset < size:
+            self._keep(data, offset, wanted)
+        return events
+
+    def _keep(self, data: bytes, offset: int, wanted: int) -> None:
+        """Hold on to an incomplete frame until `wanted` bytes of it are there."""
+        self._rest_size = self._rest.write(memoryview(data)[offset:])
+        self._wanted = wanted
+
+    def _limit(self) -> int:
+        return self.local.max_frame_size if self.remote else MAX_HELLO_SIZE
+
+    def _refusal(self, kind: int, flags: int, length: int) -> str:
+        """Say what is wrong with a header."""
+        if kind not in ALLOWED_FLAGS:
+            return f"the peer sent a frame of unknown kind {kind}"
+        name = Kind(kind).name
+        if flags & ~ALLOWED_FLAGS[kind]:
+            return f"the peer sent a {name} frame with flags {flags:#04x}, which it cannot have"
+        if kind not in self._readers:
+            return f"the peer sent a {name} frame {'after the' if self.remote else 'before its'} HELLO"
+        limit, which = self._limit(), "max_frame_size" if self.remote else "before HELLO"
+        return f"the peer sent a {name} frame of {length} bytes, above our limit of {limit} ({which})"
+
+    # -- readers: one for each kind. A reader takes a whole body and returns its event, or None where none is due yet.
+
+    def _read_hello(self, kind: int, request_id: int, flags: int, body: Data) -> Event:
+        self._check_no_id(kind, request_id)
+        self.remote = Hello.from_bytes(bytes(body))
+        self._heed(self.remote)
+        self._readers = _OPEN
+        return HelloReceived(self.remote)
+
+    def _read_response(self, kind: int, request_id: int, flags: int, body: Data) -> Event | None:
+        # The plain one, in one step. Where there is any doubt, the general way finds out what is wrong.
+        if not flags and not self._partial and request_id & 1 == self._parity and 0 < request_id <= self.last_local_id:
+            return ResponseReceived(request_id, body, (), None)
+        return self._read_reply(kind, request_id, flags, body)
+
+    def _read_request(self, kind: int, request_id: int, flags: int, body: Data) -> Event | None:
+        if request_id <= self.last_remote_id or request_id & 1 == self._parity:
+            raise RemoteProtocolError(
+                f"the peer opened request {request_id} after {self.last_remote_id}: ids grow and keep their parity"
+            )
+        self.last_remote_id = request_id
+        if flags & _BLOCKS:
+            return self._read_message(kind, request_id, flags, body)
+        try:  # The plain one, in one step.
+            timeout, offset = (U64.unpack_from(body)[0] / 1e6, U64.size) if flags & _TIMEOUT else (None, 0)
+            method, offset = read_method(body, offset)
+        except MALFORMED as exc:
+            raise _malformed(kind, request_id, exc) from None
+        return RequestReceived(request_id, method, body[offset:], (), timeout, None, flags & _STREAM != 0)
+
+    def _read_reply(self, kind: int, request_id: int, flags: int, body: Data) -> Event | None:
+        self._check_known(kind, request_id)
+        if self._partial and request_id in self._partial:
+            self._cut_off(kind, request_id)
+        return self._read_message(kind, request_id, flags, body)
+
+    def _read_message(self, kind: int, request_id: int, flags: int, body: Data) -> Event | None:
+        if not flags & _MORE:
+            return self._complete(kind, request_id, flags, [body], len(body))
+        (total,) = self._fixed(U32, kind, body)
+        self._begin(_Partial(kind, flags, total, memoryview(body)[U32.size :]), request_id)
+        return None
+
+    def _begin(self, partial: _Partial, request_id: int) -> None:
+        """The first frame of a message in chunks has come."""
+        name, limit = Kind(partial.kind).name, self.local.max_message_size
+        if partial.total > limit:
+            raise RemoteProtocolError(
+                f"the peer sent a {name} of {partial.total} bytes, above our limit of {limit} (max_message_size)"
+            )
+        if partial.have >= partial.total:
+            raise RemoteProtocolError(
+                f"the peer announced chunks of {name} {request_id}, whose {partial.total} bytes are there already"
+            )
+        if partial.kind != _REQUEST:
+            just_opened = request_id > self._handled_id and request_id & 1 != self._parity
+            if not (just_opened or self.is_open(request_id)):
+                return
+        elif len(self._partial) >= self.local.max_in_flight:
+            requests = sum(other.kind == _REQUEST for other in self._partial.values())
+            if requests >= self.local.max_in_flight:
+                raise RemoteProtocolError(
+                    f"the peer began more requests at once than the {self.local.max_in_flight} it may (max_in_flight)"
+                )
+        self._partial[request_id] = partial
+
+    def _cut_off(self, kind: int, request_id: int) -> None:
+        """A frame came in the middle of a message: right only for the end of a call that was stopped in an item."""
+        ours = request_id & 1 == self._parity
+        if not (ours and kind in _ENDS and self._partial[request_id].kind == _ITEMS):
+            raise RemoteProtocolError(f"the peer sent {Kind(kind).name} {request_id} in the middle of another message")
+        del self._partial[request_id]
+
+    def _read_chunk(self, kind: int, request_id: int, flags: int, body: Data) -> Event | None:
+        partial = self._partial.get(request_id)
+        if partial is None:
+            # Its call ended while it arrived: the last chunks were still under way.
+            self._check_known(kind, request_id)
+            return None
+        partial.parts.append(body)
+        partial.have += len(body)
+        done = not flags & _MORE
+        if done != (partial.have == partial.total) or partial.have > partial.total:
+            raise RemoteProtocolError(
+                f"the chunks of request {request_id} do not add up to the announced {partial.total} bytes"
+            )
+        if done:
+            del self._partial[request_id]
+            return self._complete(partial.kind, request_id, partial.flags, partial.parts, partial.total)
+        if len(body) < MIN_CHUNK_SIZE:
+            raise RemoteProtocolError(
+                f"the peer sent a chunk of {len(body)} bytes, which is not the last and below {MIN_CHUNK_SIZE}"
+            )
+        return None
+
+    def _complete(self, kind: int, request_id: int, flags: int, parts: list[Data], total: int) -> Event:
+        try:
+            return read_message(kind, request_id, flags, parts, total, self.local.max_metadata_size)
+        except MALFORMED as exc:
+            raise _malformed(kind, request_id, exc) from None
+
+    def _read_end(self, kind: int, request_id: int, flags: int, body: Data) -> Event:
+        self._check_known(kind, request_id)
+        if self._partial and request_id in self._partial:
+            self._cut_off(kind, request_id)
+        metadata, end = None, 0
+        try:
+            if flags & _METADATA:
+                metadata, end = read_metadata(body, 0, self.local.max_metadata_size)
+            if end != len(body):
+                raise ValueError("it is too long")
+        except MALFORMED as exc:
+            raise _malformed(kind, request_id, exc) from None
+        return EndReceived(request_id, metadata)
+
+    def _read_credit(self, kind: int, request_id: int, flags: int, body: Data) -> Event:
+        self._check_known(kind, request_id)
+        size, items = self._fixed(CREDIT, kind, body, exact=True)
+        if not size and not items:
+            raise RemoteProtocolError(f"the peer granted no credit at all for request {request_id}")
+        return CreditReceived(request_id, size, items)
+
+    def _read_cancel(self, kind: int, request_id: int, flags: int, body: Data) -> Event:
+        if request_id & 1 == self._parity:
+            raise RemoteProtocolError(f"the peer cancelled request {request_id}, which is ours")
+        self._check_known(kind, request_id)
+        wait, leaving = self._fixed(CANCEL, kind, body, exact=True)
+        if leaving > 1:
+            raise RemoteProtocolError(f"the peer sent a CANCEL with leaving={leaving}, which can be 0 or 1")
+        partial = self._partial.pop(request_id, None)
+        unfinished = partial is not None and partial.kind == _REQUEST
+        return CancelReceived(request_id, wait / 1000, bool(leaving), unfinished)
+
+    def _read_ping(self, kind: int, request_id: int, flags: int, body: Data) -> Event:
+        self._check_no_id(kind, request_id)
+        if len(body) != PING_SIZE:
+            raise RemoteProtocolError(self._misshapen(kind, body))
+        return PingReceived(bytes(body)) if kind == Kind.PING else PongReceived(bytes(body))
+
+    def _read_goaway(self, kind: int, request_id: int, flags: int, body: Data) -> Event:
+        self._check_no_id(kind, request_id)
+        last_id, code = self._fixed(GOAWAY, kind, body)
+        return GoAwayReceived(last_id, as_code(code), str(body[GOAWAY.size :], "utf-8", "replace"))
+
+    # -- rules that several kinds share --------------------------------------------------------------------------
+
+    def _fixed(self, layout: struct.Struct, kind: int, body: Data, *, exact: bool = False) -> tuple[int, ...]:
+        if len(body) < layout.size or (exact and len(body) != layout.size):
+            raise RemoteProtocolError(self._misshapen(kind, body))
+        return layout.unpack_from(body)
+
+    def _misshapen(self, kind: int, body: Data) -> str:
+        return f"the peer sent a {Kind(kind).name} frame of {len(body)} bytes, which cannot be"
+
+    def _check_no_id(self, kind: int, request_id: int) -> None:
+        if request_id:
+            raise RemoteProtocolError(f"the peer sent {Kind(kind).name} for request {request_id}: it belongs to none")
+
+    def _check_known(self, kind: int, request_id: int) -> None:
+        ours = request_id & 1 == self._parity
+        if not 0 < request_id <= (self.last_local_id if ours else self.last_remote_id):
+            raise RemoteProtocolError(f"the peer sent {Kind(kind).name} for request {request_id}, which never was")
+        if not ours and kind in _REPLIES:
+            raise RemoteProtocolError(f"the peer answered request {request_id}, which is its own")
+
+
+_Read = Callable[[Protocol, int, int, int, Data], "Event | None"]
+_Reader = tuple[_Read | None, int]
+"""What reads a kind of frame, and the flags that it must not have."""
+_NO_READER: _Reader = (None, 0)
+
+
+def _table(**readers: _Read) -> dict[int, _Reader]:
+    return {int(Kind[name]): (read, 0xFF & ~ALLOWED_FLAGS[Kind[name]]) for name, read in readers.items()}
+
+
+_ACCEPTING = _table(HELLO=Protocol._read_hello)
+_DIALLING = _table(HELLO=Protocol._read_hello, GOAWAY=Protocol._read_goaway)
+_OPEN = _table(
+    REQUEST=Protocol._read_request,
+    RESPONSE=Protocol._read_response,
+    ERROR=Protocol._read_reply,
+    ITEMS=Protocol._read_reply,
+    CHUNK=Protocol._read_chunk,
+    END=Protocol._read_end,
+    CREDIT=Protocol._read_credit,
+    CANCEL=Protocol._read_cancel,
+    PING=Protocol._read_ping,
+    PONG=Protocol._read_ping,
+    GOAWAY=Protocol._read_goaway,
+)
+
+
+def _malformed(kind: int, request_id: int, exc: Exception) -> RemoteProtocolError:
+    why = exc if isinstance(exc, ValueError) else "it ends too early"
+    return RemoteProtocolError(f"the peer sent a malformed {Kind(kind).name} {request_id}: {why}")
