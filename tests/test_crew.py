@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine
+import types
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
 from contextvars import Context, ContextVar, copy_context
 from typing import Any
@@ -153,11 +154,11 @@ async def test_2_a_cancelled_scope_is_renewed(autojump_clock: trio.testing.MockC
 
     async with a_crew() as rig:
         for _ in range(3):
-            call = Call(cancels_itself)
-            await rig.run(call)
+            call, next_call = Call(cancels_itself), Call(_after_a_wait)
+            await rig.run(call, next_call)  # In one batch: the next one begins in the very next moment.
             assert call.end[0] == ("raised" if raises else "returned")
-            next_call = Call(_after_a_wait)
-            assert await rig.run(next_call) == ("returned", "after a wait")
+            assert next_call.end == ("returned", "after a wait")
+            assert call.task is next_call.task
 
 
 async def test_2_the_scope_of_a_call_that_suspended_is_done_with(autojump_clock: trio.testing.MockClock) -> None:
@@ -428,6 +429,28 @@ async def test_8_streams_and_threads_are_never_eager() -> None:
                     assert not await items.receive()
                 assert not await stub.collects(_one())
                 assert not await stub.threaded()
+
+
+@types.coroutine
+def _foreign() -> Generator[str, None, None]:
+    """What another library's awaitable would hand to Trio."""
+    yield "no trap of Trio's"
+
+
+async def test_9_what_trio_throws_in_arrives(autojump_clock: trio.testing.MockClock) -> None:
+    """Rules 9 and 4: awaiting something that is not Trio's raises Trio's own TypeError at that place, unprotected."""
+
+    async def awaits_foreign() -> tuple[bool, bool]:
+        try:
+            await _foreign()
+        except TypeError as exc:
+            told = "unrecognized yield" in str(exc)
+            return told, currently_ki_protected()
+        return False, False
+
+    async with a_crew() as rig:
+        for eager in (True, False):
+            assert await rig.run(Call(awaits_foreign, eager=eager)) == ("returned", (True, False))
 
 
 async def test_9_traps_pass_unchanged_in_the_same_task(autojump_clock: trio.testing.MockClock) -> None:

@@ -27,6 +27,7 @@ from trio_rpc import (
     PoolStatistics,
     PoolTimeout,
     method,
+    wire,
 )
 from trio_rpc.testing import Drop, FaultyStream, MemoryListener, memory_pipe, no_leaks, open_loopback
 
@@ -884,8 +885,8 @@ async def test_orphans_and_late_replies_are_counted(autojump_clock: MockClock) -
 
     async def stubborn(peer: ScriptedPeer) -> None:
         await peer.greet()
-        request = await peer.expect(trio_rpc.wire.RequestReceived)
-        await peer.expect(trio_rpc.wire.CancelReceived)
+        request = await peer.expect(wire.RequestReceived)
+        await peer.expect(wire.CancelReceived)
         await trio.sleep(10)
         await peer.answer(request, "late")
         await peer.answer(request, "later")

@@ -74,13 +74,15 @@ class Caller:
         self._pick = pick
         self._wanted = wanted
         self.codec = codec
-        self.counters = CallerCounters()
+        self.counters: CallerCounters = CallerCounters()
         self.timer = timer
         self.line = line
-        self.stream_limits = (limits.stream_window, limits.stream_window_items)
+        self.stream_limits: tuple[int, int] = (limits.stream_window, limits.stream_window_items)
         self._acquire_timeout = acquire_timeout
         self._interceptors = tuple(interceptors)
-        self.options = CallOptions(metadata=dict(metadata or {}), retry=retry, cancel_wait=limits.cancel_wait)
+        self.options: CallOptions = CallOptions(
+            metadata=dict(metadata or {}), retry=retry, cancel_wait=limits.cancel_wait
+        )
         self._untyped: dict[tuple[str, Shape], RemoteMethod] = {}
         self.restarting: dict[StreamCall, float] = {}
         """Streams between two attempts, with their deadlines."""

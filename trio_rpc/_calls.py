@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
-from ._context import CURRENT
+from ._context import CURRENT, CallContext
 from ._crew import Estimate
 from ._errors import Code, RpcError
 from ._streams import Outbound, ReceiveStream
@@ -60,14 +60,14 @@ class Outgoing:
     )
 
     def __init__(self, connection: Connection, deadline: float, cancel_wait: float) -> None:
-        self.connection = connection
-        self.deadline = deadline
+        self.connection: Connection = connection
+        self.deadline: float = deadline
         """The caller's deadline when the call began; `inf` for none."""
-        self.cancel_wait = cancel_wait
-        self.parent = CURRENT.get(None)
+        self.cancel_wait: float = cancel_wait
+        self.parent: CallContext | None = CURRENT.get(None)
         """The call being served here that this one is nested in."""
-        self.id = 0
-        self.ticket = 0
+        self.id: int = 0
+        self.ticket: int = 0
         self.task: Task | None = None
         self.received: ReceiveStream[Any] | None = None
         self.outbound: Outbound[Any] | None = None
@@ -80,11 +80,11 @@ class Outgoing:
         """What to raise once joined: the pool is closing under the call."""
         self.on_end: Callable[[Outgoing], object] | None = None
         """Told of the end, in the same step; for streams, which nobody awaits as a whole."""
-        self.misfit = False
+        self.misfit: bool = False
         """Items came for a call that expects one result."""
-        self.stopping = False
+        self.stopping: bool = False
         """CANCEL has been sent, or need not be: the request was taken back."""
-        self.orphan = False
+        self.orphan: bool = False
         """`cancel_wait` has passed: nobody waits any more, but the slot is kept until the terminal frame."""
 
     def __repr__(self) -> str:
@@ -190,6 +190,7 @@ class Endpoint(Protocol):
 
     def start(self, call: Incoming) -> Coroutine[Any, Any, Any]:
         """Decode the arguments and make the handler's coroutine. What it raises did not run."""
+        ...
 
     def succeed(self, call: Incoming, value: Any) -> None:
         """Answer with the handler's result."""
@@ -227,31 +228,31 @@ class Incoming:
     )
 
     def __init__(self, connection: Connection, endpoint: Endpoint, request: RequestReceived) -> None:
-        self.connection = connection
-        self.endpoint = endpoint
-        self.estimate = endpoint.estimate
-        self.id = request.id
-        self.method = request.method
+        self.connection: Connection = connection
+        self.endpoint: Endpoint = endpoint
+        self.estimate: Estimate = endpoint.estimate
+        self.id: int = request.id
+        self.method: str = request.method
         self.payload: Data = request.payload
         self.blobs: Sequence[bytes] = request.blobs
         self._metadata = request.metadata
         self._reply_metadata: dict[str, str | bytes] | None = None
-        self.deadline = math.inf
+        self.deadline: float = math.inf
         """When the handler's scope fires: the caller's deadline with some slack, or the server's `max_deadline`."""
-        self.expires = math.inf
+        self.expires: float = math.inf
         """The caller's deadline, without slack."""
-        self.cut = False
+        self.cut: bool = False
         """The server's `max_deadline` is the earlier one."""
         self.inbound: ReceiveStream[Any] | None = None
         self.outbound: Outbound[Any] | None = None
         self.scope: trio.CancelScope | None = None
         self.coroutine: Coroutine[Any, Any, Any] | None = None
         self.context: Context
-        self.by_caller = False
-        self.by_peer = ""
-        self.join_until = math.inf
-        self.started = False
-        self.ended = False
+        self.by_caller: bool = False
+        self.by_peer: str = ""
+        self.join_until: float = math.inf
+        self.started: bool = False
+        self.ended: bool = False
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "running" if self.started else "waiting"

@@ -126,20 +126,21 @@ class Connection:
         self.base_context = base_context
         self.counters = counters
         self.address = address
-        self.outbox = Outbox()
+        self.outbox: Outbox = Outbox()
         self.make_peer: Callable[[Connection], Any] = lambda _connection: None
         """Makes what handlers see as their caller, when one asks for it."""
         self._peer: Any = None
         self.calls: dict[int, Outgoing] = {}
         self.serving: dict[int, Incoming] = {}
-        self.opened_at = self.used_at = trio.current_time()
-        self.rtt = 0.0
-        self.closed = False
+        self.opened_at: float = trio.current_time()
+        self.used_at: float = self.opened_at
+        self.rtt: float = 0.0
+        self.closed: bool = False
         self.cause: RpcError | None = None
         """Why the connection ended, once it has."""
-        self.going_away = False
+        self.going_away: bool = False
         """No further calls of ours: the peer drains, or this connection retires."""
-        self.draining = False
+        self.draining: bool = False
         """No further calls of the peer's: we drain."""
         self.saying_goodbye = False
         """`aclose` is under way."""

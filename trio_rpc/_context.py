@@ -13,27 +13,33 @@ class CallContext(Protocol):
 
     @property
     def peer(self) -> Any:
-        """The caller: a `trio_rpc.Peer`, whose `stub` calls back over the same connection."""
+        """Who calls, a `trio_rpc.Peer`; its `stub` calls back over the same connection."""
+        ...
 
     @property
     def metadata(self) -> dict[str, str | bytes]:
         """What the caller sent along."""
+        ...
 
     @property
     def reply_metadata(self) -> dict[str, str | bytes]:
         """What goes back with the next frame of the reply; fill it before returning or yielding."""
+        ...
 
     @property
     def method(self) -> str:
         """The wire name, like `Inventory.stock`."""
+        ...
 
     @property
     def id(self) -> int:
         """The request id, unique on this connection."""
+        ...
 
     @property
     def active(self) -> bool:
-        """False once the handler has ended: in tasks that outlive it."""
+        """False once the handler has ended, which tasks that outlive it can tell by this."""
+        ...
 
 
 CURRENT: ContextVar[CallContext] = ContextVar("trio_rpc.current_call")

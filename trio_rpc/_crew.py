@@ -58,9 +58,9 @@ class Estimate:
     __slots__ = ("eager", "share")
 
     def __init__(self, *, eager: bool) -> None:
-        self.eager = eager
+        self.eager: bool = eager
         """Whether a call may be run eagerly at all (rule 8)."""
-        self.share = 0.0
+        self.share: float = 0.0
 
     @property
     def run_eagerly(self) -> bool:

@@ -25,6 +25,7 @@ class ArgumentsEncoder(Protocol):
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, Sequence[Bytes]]:
         """Raises TypeError as a call of the plain function would, EncodeError for values that do not fit."""
+        ...
 
 
 @attrs.frozen(eq=False)

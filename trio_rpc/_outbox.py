@@ -58,7 +58,7 @@ class Outbox:
         """Told after each write."""
         self.progressed_at: float | None = None
         """When the transport last took bytes of the write under way; None while no write is under way."""
-        self.taken = 0
+        self.taken: int = 0
         """Small frames handed to the transport so far: the next ticket to be taken."""
         self._control: list[bytes] = []
         self._frames: list[bytes] = []

@@ -460,12 +460,12 @@ async def serve(
     """Serve one object or several at one address or several, until drained or cancelled.
 
     `server = await nursery.start(trio_rpc.serve, WarehouseInventory(db), "tcp://127.0.0.1:7000")` starts it and gives
-    the `Server`, whose `addresses` have the real ports.
+    the Server, whose `addresses` have the real ports.
 
     Args:
-        services: an object with `@trio_rpc.method`s, or several of them.
-        address: `tcp://host:port` (port 0: any free one), `tls://…`, `unix:///path`, `unix:@name`, a
-            `trio.abc.Listener` of your own, or several of these.
+        services: an object with methods under `@trio_rpc.method`, or several of them.
+        address: `tcp://host:port`, `tls://host:port`, `unix:///path`, `unix:@name`, a `trio.abc.Listener` of your own,
+            or several of these. Port 0 takes any free one.
         limits: sizes and times, see `ServerLimits`.
         heartbeat: when a silent client is pinged and given up.
         ssl_context: for `tls://`, with the server's certificate; with `verify_mode = CERT_REQUIRED` for mutual TLS.

@@ -90,9 +90,9 @@ class ReceiveStream(trio.abc.ReceiveChannel[T], Generic[T]):
         self._closed = False
         self._parking = _Parking()
         self._receiving = False
-        self.fed = False
+        self.fed: bool = False
         """True once any item has arrived."""
-        self.delivered = False
+        self.delivered: bool = False
         """True once `receive` has raised what ended the stream."""
 
     def __repr__(self) -> str:
@@ -230,6 +230,7 @@ class ItemSender(Protocol):
 
     def send_items(self, request_id: int, count: int, payload: bytes, blobs: Sequence[Bytes]) -> int:
         """Queue a batch; return what it costs in credit. Raises EncodeError if the peer does not accept its size."""
+        ...
 
 
 class Outbound(Generic[T]):

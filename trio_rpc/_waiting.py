@@ -101,7 +101,7 @@ class WaitingLine:
     def __init__(
         self, timer: Timer, max_waiting: int | None, why: Callable[[], tuple[str, BaseException | None]]
     ) -> None:
-        self.counters = LineCounters()
+        self.counters: LineCounters = LineCounters()
         self._timer = timer
         self._max_waiting = math.inf if max_waiting is None else max_waiting
         self._why = why

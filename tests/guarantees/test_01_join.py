@@ -66,6 +66,7 @@ async def test_cancel_wait_may_be_chosen_for_one_stub(autojump_clock: trio.testi
 
 async def test_a_result_that_won_is_returned(autojump_clock: trio.testing.MockClock) -> None:
     """1: the terminal frame decides: what the handler returned in spite of CANCEL is the call's result."""
+    result = None
     async with open_loopback(Lab()) as pool:
         with trio.move_on_after(1) as scope:
             result = await pool.stub(Lab).stubborn(1.5)
@@ -74,6 +75,7 @@ async def test_a_result_that_won_is_returned(autojump_clock: trio.testing.MockCl
 
 async def test_a_client_streams_result_that_won_is_returned(autojump_clock: trio.testing.MockClock) -> None:
     """1: the same where the caller's items were still being waited for: their end does not hide the result."""
+    result = None
     async with open_loopback(Lab()) as pool:
         with trio.move_on_after(1) as scope:
             result = await pool.stub(Lab).stubborn_total(never(), 1.5)

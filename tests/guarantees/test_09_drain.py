@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from tests.guarantees.kit import Lab, RawClient, numbers
-from trio_rpc import Code, RemoteCancelled, current_call, method, open_pool, open_server, run_pool
+from trio_rpc import Code, Draining, RemoteCancelled, current_call, method, open_pool, open_server, run_pool
 from trio_rpc.testing import Delay, FaultyStream, MemoryListener, no_leaks
 from trio_rpc.wire import ErrorReceived, GoAwayReceived, Outcome, ResponseReceived
 
@@ -29,7 +29,8 @@ class Target:
         return self.listener
 
 
-async def test_a_restart_is_not_noticed(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize("latency", [0.0, 0.02])
+async def test_a_restart_is_not_noticed(autojump_clock: trio.testing.MockClock, latency: float) -> None:
     """9: one target, whose server is drained and started anew while calls of all shapes run: no caller sees an error."""
     target, labs, results = Target(), [Lab(), Lab(), Lab()], [0]
     done = False
@@ -52,11 +53,12 @@ async def test_a_restart_is_not_noticed(autojump_clock: trio.testing.MockClock) 
 
     async with open_pool(target.connect) as pool, trio.open_nursery() as callers:
         for number, lab in enumerate(labs):
-            async with open_server(lab, target.renew(0.02)) as server:
+            async with open_server(lab, target.renew(latency)) as server:
                 if not number:
                     for seconds in (0.05, 0.3, 1.5):
                         callers.start_soon(unary, pool, seconds)
-                    callers.start_soon(collects, pool)
+                    if not latency:  # Else see the next test.
+                        callers.start_soon(collects, pool)
                     callers.start_soon(streams, pool)
                 await trio.sleep(5)
                 if number == len(labs) - 1:
@@ -66,6 +68,19 @@ async def test_a_restart_is_not_noticed(autojump_clock: trio.testing.MockClock) 
         stats = pool.statistics()
         assert (stats.errors, stats.lost) == (0, 0)
     assert results[0] > 100
+
+
+async def test_a_client_stream_that_crosses_goaway_did_not_run(autojump_clock: trio.testing.MockClock) -> None:
+    """9 and 4: refused after items were taken, it cannot be made again by us: its caller learns that it did not run."""
+    target = Target()
+    async with open_pool(target.connect) as pool, open_server(Lab(), target.renew(0.02)) as server:
+        await pool.stub(Lab).echo(1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.drain)
+            await trio.sleep(0.01)  # GOAWAY is under way.
+            with pytest.raises(Draining) as caught:
+                await pool.stub(Lab).total(numbers(300))
+    assert not caught.value.may_have_run
 
 
 async def test_what_was_accepted_is_finished_and_new_calls_wait_for_the_next(

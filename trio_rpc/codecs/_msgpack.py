@@ -58,7 +58,7 @@ class MessagePack:
     """
 
     name = "msgpack"
-    native = frozenset({bytes, dt.datetime})
+    native: frozenset[type] = frozenset({bytes, dt.datetime})
 
     def __init__(self, *, max_depth: int = MAX_DEPTH, max_containers: int = MAX_CONTAINERS) -> None:
         self._max_depth = max_depth

@@ -24,7 +24,7 @@ class Fields:
     """
 
     def __init__(self, type_: Any, form_of: FormOf) -> None:
-        self.parameters = tuple(name for name, parameter, _ in declared(type_) if parameter)
+        self.parameters: tuple[str, ...] = tuple(name for name, parameter, _ in declared(type_) if parameter)
         self._fields = [attrs.evolve(field, parameter=field.name) for field in fields_of(type_, form_of)]
 
     def dump(self, value: object) -> dict[str, Any]:

@@ -37,14 +37,14 @@ class _Flow:
 
     def __init__(self, capacity: int | None) -> None:
         self.capacity = capacity
-        self.buffer = bytearray()
-        self.sent = 0
-        self.received = 0
-        self.ended = False  # by the sender: no more bytes will come
-        self.reset = False  # by the sender: what comes after the buffer is an error, not the end
-        self.abandoned = False  # by the receiver: nobody will read
+        self.buffer: bytearray = bytearray()
+        self.sent: int = 0
+        self.received: int = 0
+        self.ended: bool = False  # by the sender: no more bytes will come
+        self.reset: bool = False  # by the sender: what comes after the buffer is an error, not the end
+        self.abandoned: bool = False  # by the receiver: nobody will read
         # One lot is enough: a sender waits only for a full buffer, a receiver only for an empty one.
-        self.changed = trio.lowlevel.ParkingLot()
+        self.changed: trio.lowlevel.ParkingLot = trio.lowlevel.ParkingLot()
 
     @property
     def full(self) -> bool:

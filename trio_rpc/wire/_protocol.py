@@ -79,7 +79,7 @@ class Protocol(Sender):
 
     def __init__(self, role: Role, hello: Hello) -> None:
         super().__init__(role, hello)
-        self.last_remote_id = 0
+        self.last_remote_id: int = 0
         self.is_open: Callable[[int], bool] = lambda _id: True
         """Whether a call is still alive here; the connection knows. Messages in chunks for an ended one are not kept."""
         self._handled_id = 0
@@ -177,10 +177,10 @@ class Protocol(Sender):
 
     def _read_hello(self, kind: int, request_id: int, flags: int, body: Data) -> Event:
         self._check_no_id(kind, request_id)
-        self.remote = Hello.from_bytes(bytes(body))
-        self._heed(self.remote)
+        hello = Hello.from_bytes(bytes(body))
+        self._meet(hello)
         self._readers = _OPEN
-        return HelloReceived(self.remote)
+        return HelloReceived(hello)
 
     def _read_response(self, kind: int, request_id: int, flags: int, body: Data) -> Event | None:
         # The plain one, in one step. Where there is any doubt, the general way finds out what is wrong.

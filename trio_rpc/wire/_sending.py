@@ -66,9 +66,14 @@ class Sender:
         self.remote: Hello | None = None
         """What the peer said of itself, None until then."""
         self.last_local_id = -1 if role is Role.DIALLER else 0
-        self.chunk_size = 0
+        self.chunk_size: int = 0
         """Size from which a message is sent in chunks, and of each chunk."""
         self._heed(hello)
+
+    def _meet(self, remote: Hello) -> None:
+        """The peer's HELLO has come."""
+        self.remote = remote
+        self._heed(remote)
 
     def _heed(self, hello: Hello) -> None:
         """Keep within these limits from now on."""
