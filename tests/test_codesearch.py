@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -381,6 +381,14 @@ def session(leader: int) -> list[str]:
     return left
 
 
+def await_session(leader: int, wanted: Callable[[list[str]], bool]) -> None:
+    """Look until the processes of a session are as wanted: a signal is sent at once, and seen a little later."""
+    give_up = time.monotonic() + 10
+    while not wanted(left := session(leader)):
+        assert time.monotonic() < give_up, left
+        time.sleep(0.01)
+
+
 @pytest.mark.slow
 def test_the_demo_in_a_pipe() -> None:
     """Every search is answered over the whole standard library, a worker is evicted and comes back, and it exits with 0."""
@@ -481,13 +489,10 @@ def test_workers_end_with_their_supervisor() -> None:
     pipe = subprocess.PIPE
     with subprocess.Popen(arguments, cwd=ROOT, env=QUIET, stdout=pipe, text=True, start_new_session=True) as process:
         wait_for(process, "SIGSTOP")
-        assert any("(T)" in entry for entry in session(process.pid))
+        await_session(process.pid, lambda left: any("(T)" in entry for entry in left))
         process.kill()
         process.wait()
-        give_up = time.monotonic() + 10
-        while left := session(process.pid):
-            assert time.monotonic() < give_up, left
-            time.sleep(0.05)
+        await_session(process.pid, lambda left: not left)
 
 
 async def test_a_frozen_worker_ends_in_order_with_its_fleet() -> None:
