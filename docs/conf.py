@@ -39,7 +39,20 @@ napoleon_numpy_docstring = False
 # A reference that leads nowhere is an error, except into other projects: without the network their inventories are
 # not at hand.
 nitpicky = True
-FOREIGN = ["asyncio", "attr", "attrs", "cattrs", "collections", "contextlib", "enum", "inspect", "ssl", "trio", "types", "typing"]
+FOREIGN = [
+    "asyncio",
+    "attr",
+    "attrs",
+    "cattrs",
+    "collections",
+    "contextlib",
+    "enum",
+    "inspect",
+    "ssl",
+    "trio",
+    "types",
+    "typing",
+]
 nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(FOREIGN)})(\..*)?"),
     (r"py:(class|data|obj)", r".*\b[A-Z]\w{0,2}(_co|_contra)?"),  # type variables and ParamSpecs: T, P, R, T_co

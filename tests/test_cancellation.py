@@ -285,7 +285,8 @@ async def test_one_in_the_line_while_the_others_go_on(autojump_clock: MockClock,
                 await slow_call(world)
 
             runs = await cancel_at_every_checkpoint(waiter, moment=moment)
-        assert done == 2 * (runs + 1) or done == 2 * (runs + 1) - 1, "cancelled before the second was started"
+        # One run more than it has checkpoints, of two neighbours each; the first may be cancelled before its second.
+        assert done in (2 * (runs + 1), 2 * (runs + 1) - 1)
         await world.check()
 
 

@@ -790,6 +790,17 @@ class Mistakes:
     async def good(self: Any) -> int: ...
 
 
+@pytest.mark.parametrize("wrapper", [classmethod, staticmethod, property, functools.cached_property])
+def test_a_method_under_another_decorator(wrapper: Callable[[Any], Any]) -> None:
+    """Put the wrong way round, the decorators hide a method from us; it is told as the right way round is."""
+    members = {"good": wrapper(method(Mistakes.good)), "other": method(Mistakes.good)}
+    hidden = type("Hidden", (), members)
+    with pytest.raises(TypeError, match=r"good is a .*under @method"):
+        describe_services(hidden())
+    with pytest.raises(TypeError, match=r"good is a .*under @method"):
+        describe_contract(type("Heir", (hidden,), {}))
+
+
 @pytest.mark.parametrize(
     ("subject", "options", "complaint"),
     [

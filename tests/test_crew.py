@@ -8,6 +8,7 @@ import types
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from typing import Any
 
 import outcome
@@ -78,8 +79,9 @@ class Rig:
     async def run(self, *calls: Call) -> Any:
         """Have some calls arrive together, and wait for their ends; the last one's end."""
         self._send.send_nowait(calls)
-        for call in calls:
-            await call.ended.wait()
+        with trio.fail_after(1000):
+            for call in calls:
+                await call.ended.wait()
         await trio.testing.wait_all_tasks_blocked()
         return calls[-1].end
 
@@ -165,18 +167,21 @@ async def test_2_the_scope_of_a_call_that_suspended_is_done_with(autojump_clock:
     """Rule 2: after such a call its scope is left: cancelling it late, by whatever route, touches nobody."""
     async with a_crew() as rig:
         scopes = []
-        for eager in (True, False) * 3:
+        for eager in (False, True, True, True):
             call = Call(_after_a_wait, eager=eager)
             rig.begin(call)
             await trio.testing.wait_all_tasks_blocked()
             scopes.append(call.scope)
             await call.ended.wait()
             assert call.scope is None
+        later = [Call(_after_a_wait) for _ in range(4)]  # In the same tasks, and running.
+        rig.begin(*later)
         await trio.testing.wait_all_tasks_blocked()
         for scope in scopes:
             assert scope is not None
             scope.cancel()
-        assert await rig.run(Call(_after_a_wait), Call(_after_a_wait)) == ("returned", "after a wait")
+        await trio.sleep(2)
+        assert [call.end for call in later] == [("returned", "after a wait")] * 4
 
 
 class Contexts:
@@ -375,35 +380,24 @@ class Watched(trio.abc.Stream):
 
 
 class Shapes:
-    """Says whether each shape of method began in the reader's task."""
-
-    stream: Watched
-
-    def _led(self) -> bool:
-        return current_task() is self.stream.reader
+    """One method of each shape."""
 
     @method
-    async def unary(self) -> bool:
-        return self._led()
+    async def unary(self) -> None: ...
 
     @method
-    def plain(self) -> bool:
-        return self._led()
+    def plain(self) -> None: ...
 
     @method
-    async def generator(self) -> AsyncGenerator[bool, None]:
-        yield self._led()
+    async def generator(self) -> AsyncGenerator[int, None]:
+        yield 1
 
     @method
-    async def collects(self, values: AsyncIterable[int]) -> bool:
-        led = self._led()
-        async for _ in values:
-            pass
-        return led
+    async def collects(self, values: AsyncIterable[int]) -> int:
+        return len([value async for value in values])
 
     @method(thread=True)
-    def threaded(self) -> bool:
-        return trio.from_thread.run_sync(self._led)
+    def threaded(self) -> None: ...
 
 
 async def _one() -> AsyncGenerator[int, None]:
@@ -411,24 +405,38 @@ async def _one() -> AsyncGenerator[int, None]:
 
 
 async def test_8_streams_and_threads_are_never_eager() -> None:
-    """Rule 8: whatever the estimate says, only unary methods run in the reader's task."""
+    """Rule 8: whatever the estimate says, only unary methods are begun by the task that reads."""
     ours, theirs = memory_pipe()
-    shapes = Shapes()
-    shapes.stream = Watched(theirs)
+    stream = Watched(theirs)
+    begun: list[tuple[str, bool]] = []
+
+    def authorize(_peer: object, name: str) -> bool:
+        """Asked right before the handler is entered, in the task that will run it."""
+        begun.append((name.removeprefix("Shapes."), current_task() is stream.reader))
+        return True
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_stream, shapes, shapes.stream)
+        nursery.start_soon(partial(serve_stream, Shapes(), stream, authorize=authorize))
         async with open_connection(ours) as pool:
             stub = pool.stub(Shapes)
             async with trio.open_nursery() as several:
                 for _ in range(4):
-                    several.start_soon(stub.threaded)
-            for _ in range(3):
-                assert await stub.unary()
-                assert await stub.plain()
+                    several.start_soon(stub.unary)
+            begun.clear()
+            for _ in range(2):
+                await stub.unary()
+                await stub.plain()
                 async with stub.generator() as items:
-                    assert not await items.receive()
-                assert not await stub.collects(_one())
-                assert not await stub.threaded()
+                    await items.receive()
+                await stub.collects(_one())
+                await stub.threaded()
+    assert set(begun) == {
+        ("unary", True),
+        ("plain", True),
+        ("generator", False),
+        ("collects", False),
+        ("threaded", False),
+    }
 
 
 @types.coroutine

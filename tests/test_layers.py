@@ -19,16 +19,27 @@ PACKAGE = Path(__file__).resolve().parent.parent / "trio_rpc"
 # Lowest first: a module may import from its own layer and from those above it in this table, never from one below.
 # A package stands for all its modules.
 LAYERS = {
-    "words": {"_errors", "_config", "_util"},
+    "words": {"_errors", "_config", "_statistics", "_util"},
     "pure": {"wire", "codecs", "_contract", "_failures", "_context"},
     "one peer": {
-        *("_scope", "_sockets", "_timer", "_outbox", "_heartbeat", "_tls", "_handshake"),
+        *("_scope", "_sockets", "_timer", "_outbox", "_heartbeat", "_tls", "_watch", "_handshake"),
         *("_generators", "_local", "_crew", "_streams", "_calls", "_connection"),
     },
-    "many peers": {"_address", "_backoff", "_placement", "_waiting"},
+    "many peers": {"_credentials", "_address", "_backoff", "_placement", "_waiting"},
     "a call": {"_call", "_methods", "_outcomes", "_trial"},
     # The pool is here, as it is one of the two things that are called; what it decides is in "many peers".
-    "endpoints": {"_stub", "_streaming", "_caller", "_target", "_peer", "_dispatch", "_pool", "_server"},
+    "endpoints": {
+        "_stub",
+        "_streaming",
+        "_caller",
+        "_target",
+        "_peer",
+        "_dispatch",
+        "_pool",
+        "_open_pool",
+        "_server",
+        "_serve",
+    },
     "front door": {""},
     "batteries": {"interceptors", "health", "reflection", "telemetry", "__main__", "_cli"},
     "testing": {"testing"},

@@ -29,7 +29,7 @@ from trio_rpc import (
     method,
     wire,
 )
-from trio_rpc.testing import Drop, FaultyStream, MemoryListener, memory_pipe, no_leaks, open_loopback
+from trio_rpc.testing import Drop, FaultyStream, Freeze, MemoryListener, memory_pipe, no_leaks, open_loopback
 
 QUIET = trio_rpc.Heartbeat(interval=None)
 NO_JITTER = Backoff(jitter=0)
@@ -617,6 +617,32 @@ async def test_closing_ends_every_call_with_its_own_truth(autojump_clock: MockCl
                 async with world.stub.count(1):
                     pass
             await world.pool.aclose()
+
+
+@pytest.mark.parametrize("head_start", range(6))
+async def test_what_the_closing_pool_took_back_did_not_run(autojump_clock: MockClock, head_start: int) -> None:
+    """Even if the writer goes on at that very moment: a call that was withdrawn is known to have stayed here."""
+
+    async def caller(pool: trio_rpc.Pool, name: str, told: dict[str, bool]) -> None:
+        try:
+            await pool.stub(Desk).echo(name)
+        except PoolClosed as exc:
+            told[name] = exc.may_have_run
+
+    for _ in range(10):
+        told: dict[str, bool] = {}
+        stuck = Freeze(direction="sending")
+        async with open_world(faults=(stuck,)) as world, trio.open_nursery() as nursery:
+            await world.pool.wait_connected()
+            stuck.freeze()
+            for name in ("being written", "in the queue"):
+                nursery.start_soon(caller, world.pool, name, told)
+                await trio.sleep(1)
+            stuck.thaw()
+            for _ in range(head_start):
+                await trio.lowlevel.checkpoint()
+            await world.pool.aclose()
+        assert not any(may_have_run for name, may_have_run in told.items() if name not in world.desk.order)
 
 
 async def test_any_task_may_close_any_number_of_times(autojump_clock: MockClock) -> None:

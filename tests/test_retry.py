@@ -27,7 +27,7 @@ from trio_rpc import (
     RpcError,
     method,
 )
-from trio_rpc.wire import EndReceived, ItemsReceived, Outcome, RequestReceived
+from trio_rpc.wire import CancelReceived, EndReceived, ItemsReceived, Outcome, RequestReceived
 
 QUIET = trio_rpc.Heartbeat(interval=None)
 POLICY = RetryPolicy(attempts=3, backoff=Backoff(initial=2, factor=2, maximum=10, jitter=0))
@@ -57,6 +57,10 @@ class Ledger:
 
     @method
     async def load(self, amounts: AsyncIterable[int]) -> str:
+        raise NotImplementedError
+
+    @method(idempotent=True)
+    def reconvert(self, amounts: AsyncIterable[int]) -> AsyncGenerator[int, None]:
         raise NotImplementedError
 
     @method
@@ -475,6 +479,28 @@ async def test_an_iterable_that_fails_between_two_attempts_is_told_at_once(
             await call(ledger, failing())
         assert trio.current_time() == 1
         assert pool.statistics().in_flight == 0
+
+
+async def test_an_iterable_that_failed_is_not_asked_for_again(autojump_clock: MockClock) -> None:
+    """Even for an idempotent method: the end of its call is our own wish, and no reason for another."""
+
+    async def failing() -> AsyncGenerator[int, None]:
+        await trio.sleep(1)
+        if trio.current_time() >= 1:
+            raise KeyError("mine")
+        yield 1
+
+    async def joins(peer: ScriptedPeer, request: RequestReceived) -> None:
+        await peer.expect(CancelReceived)
+        await peer.send(peer.protocol.error(request.id, Code.CANCELLED, Outcome.CANCELLED, True, "as you wish"))
+
+    async with open_ledger(answers(joins)) as (ledger, pool):
+        with pytest.raises(KeyError):
+            async with ledger.reconvert(failing()) as results:
+                await trio.sleep(10)
+                await results.receive()
+        stats = pool.statistics()
+        assert (stats.retries, stats.in_flight) == (0, 0)
 
 
 async def test_a_good_server_needs_no_retry(autojump_clock: MockClock) -> None:

@@ -349,6 +349,33 @@ async def test_one_stream(secure: bool) -> None:
             assert ((await connection.stub(Echo).who())[2] is not None) == secure
 
 
+async def test_a_cancelled_serve_stream_tells_its_callers() -> None:
+    """The handlers are cancelled and joined, and their callers told, before the stream is closed."""
+    ours, theirs = memory_pipe()
+    ended: list[bool] = []
+
+    class Sleeper:
+        @trio_rpc.method
+        async def sleep(self) -> None:
+            serving.cancel()
+            try:
+                await trio.sleep_forever()
+            finally:
+                ended.append(True)
+
+    async with trio.open_nursery() as nursery:
+        with trio.CancelScope() as serving:
+
+            async def call() -> None:
+                async with trio_rpc.open_connection(ours) as connection:
+                    with pytest.raises(trio_rpc.RemoteCancelled) as caught:
+                        await connection.stub(Sleeper).sleep()
+                assert (caught.value.may_have_run, ended) == (True, [True])
+
+            nursery.start_soon(call)
+            await trio_rpc.serve_stream(Sleeper(), theirs)
+
+
 async def test_a_subprocess() -> None:
     """A subprocess is served on its standard input and output, and ends when the connection does."""
     process = await trio.lowlevel.open_process(
@@ -524,6 +551,26 @@ async def test_an_authenticate_that_fails(caplog: pytest.LogCaptureFixture) -> N
     assert "could not be checked" in str(error)
     assert "database" not in str(error)
     assert "the user database is away" in caplog.text
+
+
+async def test_an_authorize_that_would_have_to_be_awaited() -> None:
+    """Its coroutine is no yes: an async function is refused at once, and what hides one lets nobody in."""
+
+    async def authorize(_peer: object, _method: str) -> bool:
+        return True
+
+    def hidden(peer: object, method: str) -> Any:
+        coroutines.append(authorize(peer, method))
+        return coroutines[-1]
+
+    coroutines: list[Any] = []
+    with pytest.raises(TypeError, match=r"authorize is asked before each call.*write a plain function"):
+        async with open_loopback(Echo(), authorize=authorize):
+            raise AssertionError("opened")
+    async with open_loopback(Echo(), authorize=hidden) as pool:
+        with pytest.raises(trio_rpc.Refused, match="internal error before the handler was entered"):
+            await pool.stub(Echo).echo(1)
+    coroutines.pop().close()
 
 
 async def test_authorize() -> None:

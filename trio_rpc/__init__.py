@@ -45,22 +45,17 @@ from ._errors import (
     Unauthenticated as Unauthenticated,
     Unimplemented as Unimplemented,
 )
+from ._open_pool import open_connection as open_connection, open_pool as open_pool, run_pool as run_pool
 from ._peer import Peer as Peer
-from ._pool import (
-    Pool as Pool,
-    PoolStatistics as PoolStatistics,
-    open_connection as open_connection,
-    open_pool as open_pool,
-    run_pool as run_pool,
-)
-from ._server import (
-    Server as Server,
-    ServerStatistics as ServerStatistics,
+from ._pool import Pool as Pool
+from ._serve import (
     open_server as open_server,
     serve as serve,
     serve_listeners as serve_listeners,
     serve_stream as serve_stream,
 )
+from ._server import Server as Server
+from ._statistics import PoolStatistics as PoolStatistics, ServerStatistics as ServerStatistics
 from ._streams import ReceiveStream as ReceiveStream
 from ._util import fixup_module_metadata as _fixup_module_metadata
 

@@ -21,11 +21,13 @@ from ._call import Call, Interceptor, Reply, compose
 from ._calls import Outgoing
 from ._config import Limits, RetryPolicy
 from ._connection import Connection
+from ._context import CURRENT
 from ._contract import Shape
 from ._errors import DecodeError, RpcError
 from ._methods import RemoteMethod, untyped
 from ._outcomes import error_of, expired_remotely
 from ._scope import hidden_nursery
+from ._statistics import CallerCounters
 from ._streaming import Feeder, StreamCall
 from ._stub import CallOptions
 from ._timer import Timer
@@ -34,19 +36,7 @@ from ._util import locate
 from ._waiting import Attempt, WaitingLine
 from .wire import Bytes, ErrorReceived, Metadata, Outcome, ResponseReceived
 
-__all__ = ["Caller", "CallerCounters"]
-
-
-@attrs.define
-class CallerCounters:
-    """What became of the calls of one caller."""
-
-    requests: int = 0
-    """Calls made."""
-    errors: int = 0
-    """Calls that ended with an error of this library, remote ones included."""
-    retries: int = 0
-    """Further attempts, transparent ones included."""
+__all__ = ["Caller"]
 
 
 class Caller:
@@ -84,8 +74,8 @@ class Caller:
             metadata=dict(metadata or {}), retry=retry, cancel_wait=limits.cancel_wait
         )
         self._untyped: dict[tuple[str, Shape], RemoteMethod] = {}
-        self.restarting: dict[StreamCall, float] = {}
-        """Streams between two attempts, with their deadlines."""
+        self.restarting: dict[StreamCall, None] = {}
+        """Streams between two attempts, in order."""
         self.rng = rng
 
     def by_name(self, name: str, shape: Shape) -> RemoteMethod:
@@ -122,7 +112,7 @@ class Caller:
                 return self._result(method, call)
             if expired_remotely(call):
                 await trio.sleep_until(call.deadline)  # The caller's own scope fires; else its deadline has moved.
-            await trial.again(error)
+            await trial.again(error, attempt.deadline)
 
     async def client_stream(
         self, method: RemoteMethod, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
@@ -158,7 +148,7 @@ class Caller:
                         await trio.sleep_until(call.deadline)
                     if feeder.taken:
                         raise trial.final(error)
-                    await trial.again(error)
+                    await trial.again(error, attempt.deadline)
             assert feeder.error is not None
             raise feeder.error
 
@@ -190,11 +180,18 @@ class Caller:
             opened: list[StreamCall] = []
 
             async def innermost(call: Call) -> Reply:
+                if opened:
+                    raise TypeError(f"an interceptor called on twice for {method.name}: a stream is opened once")
                 changed = attrs.evolve(options, metadata=call.metadata)
                 opened.append(self._open(method, call.args, call.kwargs, changed, feeder))
                 return Reply(opened[0].received)
 
-            channel = (await compose(self._interceptors, innermost)(call)).value
+            try:
+                channel = (await compose(self._interceptors, innermost)(call)).value
+            except BaseException as exc:
+                for stream in opened:  # Its block will not be entered, and would have ended it.
+                    await stream.leave(exc)
+                raise
             if not opened:
                 raise TypeError(f"an interceptor answered {method.name} without calling on: its results are a stream")
         else:
@@ -214,7 +211,7 @@ class Caller:
         payload, blobs = method.encode(args, kwargs)
         self.counters.requests += 1
         stream = StreamCall(self, method, feeder, options)
-        stream.begin(lambda: self._attempt(method, payload, blobs, options, streaming=feeder is not None))
+        stream.begin(self._attempt(method, payload, blobs, options, streaming=feeder is not None))
         return stream
 
     async def _intercepted(
@@ -252,6 +249,7 @@ class Caller:
             streaming,
             None,
             None if options.wait_for_ready else self._acquire_timeout,
+            CURRENT.get(None),
         )
 
     async def _begin(self, attempt: Attempt, trial: Trial) -> Outgoing:

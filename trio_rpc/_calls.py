@@ -59,12 +59,12 @@ class Outgoing:
         "ticket",
     )
 
-    def __init__(self, connection: Connection, deadline: float, cancel_wait: float) -> None:
+    def __init__(self, connection: Connection, deadline: float, cancel_wait: float, parent: CallContext | None) -> None:
         self.connection: Connection = connection
         self.deadline: float = deadline
         """The caller's deadline when the call began; `inf` for none."""
         self.cancel_wait: float = cancel_wait
-        self.parent: CallContext | None = CURRENT.get(None)
+        self.parent: CallContext | None = parent
         """The call being served here that this one is nested in."""
         self.id: int = 0
         self.ticket: int = 0
@@ -295,6 +295,9 @@ class Incoming:
         """Make the handler's coroutine, or answer at once and return None."""
         if self.ended:
             return None
+        if self.by_caller:
+            self.cancelled()
+            return None
         if self.expires != math.inf and self.expires <= trio.current_time():
             self.connection.send_error(
                 self, Code.DEADLINE_EXCEEDED, Outcome.EXPIRED, "the deadline had passed on arrival"
@@ -350,15 +353,14 @@ class Incoming:
             return
         if self.outbound is not None:
             self.outbound.stop()
-        self._stop_running("cancelled by the caller", Outcome.CANCELLED)
+        if self.scope is not None:
+            self.scope.cancel()
+        # Else `begin` will say so. Its slot is taken until then, so that such calls cannot pile up in the backlog.
 
     def stop(self, reason: str) -> None:
-        """This side wants it stopped."""
+        """This side wants it stopped. What was not begun is refused instead: its caller can go elsewhere with it."""
         self.by_peer = self.by_peer or reason
-        self._stop_running(reason, Outcome.STOPPED)
-
-    def _stop_running(self, reason: str, outcome: Outcome) -> None:
         if self.scope is not None:
             self.scope.cancel()
         elif not self.started:
-            self.connection.send_error(self, Code.CANCELLED, outcome, reason)
+            self.connection.send_error(self, Code.UNAVAILABLE, Outcome.REFUSED, reason)

@@ -132,7 +132,11 @@ class PoolLimits(Limits):
     """The client's bounds; see the fields."""
 
     min_connections: int = _setting(1, "Connections kept open, dialled in the background.", at_least=0)
-    max_connections: int = _setting(4, "Most connections at once, those being dialled included.", at_least=1)
+    max_connections: int = _setting(
+        4,
+        "Most connections that take calls, those being dialled included; what goes away ends beside them.",
+        at_least=1,
+    )
     max_waiting: int | None = _setting(
         10_000, "Calls waiting for a place; one more raises PoolExhausted.", at_least=0, off=True
     )

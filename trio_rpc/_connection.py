@@ -17,17 +17,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import struct
-import sys
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import Context
 from typing import Any
 
-import attrs
 import trio
 
 from ._calls import Endpoint, Incoming, Outgoing
 from ._config import Heartbeat, Limits
+from ._context import CallContext
 from ._crew import Crew
 from ._errors import (
     Code,
@@ -37,10 +35,11 @@ from ._errors import (
     RemoteProtocolError,
     RpcError,
 )
-from ._heartbeat import Action, Doubt, Vigil
 from ._outbox import Outbox
+from ._statistics import ConnectionCounters
 from ._streams import ReceiveStream
 from ._timer import Timer
+from ._watch import Watch
 from .wire import (
     MAX_ID,
     Bytes,
@@ -63,41 +62,15 @@ from .wire import (
     message_size,
 )
 
-__all__ = ["Connection", "ConnectionCounters"]
+__all__ = ["Connection"]
 
 log = logging.getLogger("trio_rpc.connection")
 
 MIN_SLACK = 0.05
 """A handler's scope fires this much (or two round trips) after its caller's, so that the caller's fires first."""
-PING_ALLOWANCE = 10
-"""Pings beyond the announced rate before the peer is closed (reliability: 10 + 2/s)."""
-MAX_OWED_PONGS = 16
 QUEUE_FACTOR = 4
-"""Requests refused as Overloaded without a pause, in units of `max_in_flight`, before the connection is closed: an
-honest peer keeps to the limit it was told."""
-
-NEVER_SENT = sys.maxsize
-"""The ticket of a call that was taken back: the writer never comes to it."""
-
-_STAMP = struct.Struct(">d")
-
-
-@attrs.define
-class ConnectionCounters:
-    """What happened on the connections of one pool or server, in all."""
-
-    calls: int = 0
-    """Calls begun by this side."""
-    orphans: int = 0
-    """Calls given up after `cancel_wait` whose handler has not ended yet."""
-    late_replies: int = 0
-    """Frames for calls that had already ended."""
-    served: int = 0
-    """Handlers begun by this side."""
-    refused: int = 0
-    """Requests refused for lack of room."""
-    evicted: int = 0
-    """Connections given up because the peer was unresponsive."""
+"""Requests refused as Overloaded without a pause, or refused and not read, in units of `max_in_flight`, before the
+connection is closed: an honest peer keeps to the limit it was told."""
 
 
 class Connection:
@@ -134,7 +107,6 @@ class Connection:
         self.serving: dict[int, Incoming] = {}
         self.opened_at: float = trio.current_time()
         self.used_at: float = self.opened_at
-        self.rtt: float = 0.0
         self.closed: bool = False
         self.cause: RpcError | None = None
         """Why the connection ended, once it has."""
@@ -146,18 +118,15 @@ class Connection:
         """`aclose` is under way."""
         self.room_watchers: list[Callable[[Connection], object]] = []
         """Told when a call of ours has left its place, and at the end."""
-        self._heartbeat = heartbeat
-        self._vigil = Vigil(heartbeat, self.opened_at)
+        self._watch = Watch(
+            self.outbox, protocol, timer, heartbeat, write_timeout=limits.write_timeout, evict=self._evict
+        )
         self._endpoints = endpoints
         self._max_deadline = max_deadline
         self._crew: Crew | None = None
         self._scope: trio.CancelScope | None = None
         self._writer_done = trio.Event()
-        self._write_watched = False
-        self._write_doubt = Doubt(limits.write_timeout or 0.0)
-        self._owed_pongs = 0
-        self._ping_budget, self._ping_budget_at = float(PING_ALLOWANCE), self.opened_at
-        self._excess = 0
+        self._excess = self._owed_refusals = 0
         self._last_accepted = MAX_ID
         self._goodbye = b""
         self._quiet = trio.lowlevel.ParkingLot()
@@ -226,7 +195,7 @@ class Connection:
                     self._crew = Crew(nursery, self._read, self._is_clogged)
                     self.outbox.on_progress = self._crew.resume
                     self._crew.start()
-                    self._watch_peer(0.0)
+                    self._watch.start()
                     if on_open is not None:
                         on_open()
         except BaseException as exc:
@@ -246,13 +215,15 @@ class Connection:
 
     async def _close_stream(self) -> None:
         """The writer has ended by now, so this task may send the one last frame; bounded, and never an error."""
-        with (
-            trio.move_on_after(self.limits.close_timeout),
-            contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError),
-        ):
-            if self._goodbye:
-                await self.stream.send_all(self._goodbye)
-        await trio.aclose_forcefully(self.stream)
+        try:
+            with (
+                trio.move_on_after(self.limits.close_timeout),
+                contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+            ):
+                if self._goodbye:
+                    await self.stream.send_all(self._goodbye)
+        finally:
+            await trio.aclose_forcefully(self.stream)
 
     def _note_crash(self, exc: BaseException) -> BaseException | None:
         """Log what a task of this connection died of; give back what belongs to the owner."""
@@ -267,6 +238,7 @@ class Connection:
             return
         self.closed = True
         self.cause = cause
+        self._watch.stop()
         calls, self.calls = self.calls, {}
         for call in calls.values():
             if call.orphan:
@@ -281,6 +253,11 @@ class Connection:
         for watcher in self.room_watchers:
             watcher(self)
 
+    def _evict(self, text: str) -> None:
+        self.counters.evicted += 1
+        log.warning("evicting %s: %s", self.address, text)
+        self.lose(PeerUnresponsive(f"the peer is unresponsive: {text}", peer=self.address))
+
     def _lost_error(self, call: Outgoing, cause: RpcError) -> RpcError:
         """One cause, told to each call with that call's own `may_have_run`."""
         kind = type(cause) if isinstance(cause, ConnectionLost) else ConnectionLost
@@ -291,12 +268,15 @@ class Connection:
     async def aclose(self) -> None:
         """Say goodbye, write what is queued, and end the connection; bounded by `close_timeout`."""
         if not self.closed:
-            self.outbox.put_control(self.protocol.goaway(self.protocol.last_remote_id, Code.OK, "closing"))
+            self.drain("closing", Code.OK)
             self.outbox.finish()
-            self.going_away = self.draining = True
-            with trio.move_on_after(self.limits.close_timeout):
-                await self._writer_done.wait()
-                await self.stream.aclose()
+            self.going_away = True
+            try:
+                with trio.move_on_after(self.limits.close_timeout):
+                    await self._writer_done.wait()
+                    await self.stream.aclose()
+            except Exception:  # A stream of the user's may fail in any way; it must not end its pool or server.
+                log.warning("the stream to %s failed while closing", self.address, exc_info=True)
         self.lose(ConnectionLost("the connection was closed on this side", peer=self.address))
 
     async def wait_quiet(self) -> None:
@@ -309,12 +289,15 @@ class Connection:
         self.going_away = True
         self._tell_room()
 
-    def drain(self, text: str = "draining") -> None:
-        """Take no further requests: GOAWAY. What was accepted goes on."""
+    def drain(self, text: str = "draining", code: Code = Code.UNAVAILABLE) -> None:
+        """Take no further requests: GOAWAY. What was accepted goes on.
+
+        What comes later is refused even while GOAWAY is in the queue: its caller will take it for not run.
+        """
         if not self.draining and not self.closed:
             self.draining = True
             self._last_accepted = self.protocol.last_remote_id
-            self.outbox.put_control(self.protocol.goaway(self.protocol.last_remote_id, Code.UNAVAILABLE, text))
+            self.outbox.put_control(self.protocol.goaway(self._last_accepted, code, text))
 
     def stop_serving(self, reason: str) -> None:
         """Cancel every handler of this connection; each answers its caller with RemoteCancelled."""
@@ -336,7 +319,7 @@ class Connection:
         if not data:
             self._lose_by("the peer closed the connection", None)
             return False
-        self._vigil.heard(trio.current_time())
+        self._watch.heard()
         try:
             return self._handle(self.protocol.receive_data(bytes(data)))
         except RemoteProtocolError as exc:
@@ -398,13 +381,23 @@ class Connection:
         now = trio.current_time()
         if timeout is not None:
             call.expires = now + timeout
-            call.deadline = call.expires + max(MIN_SLACK, 2 * self.rtt)
+            call.deadline = call.expires + max(MIN_SLACK, 2 * self._watch.rtt)
         if self._max_deadline is not None and now + self._max_deadline < call.deadline:
             call.deadline, call.cut = now + self._max_deadline, True
 
-    def _refuse(self, request_id: int, code: Code, text: str) -> None:
+    def _refuse(self, request_id: int, code: Code, text: str, outcome: Outcome = Outcome.REFUSED) -> None:
+        """Answer what never became a call here; ahead of others, as no frame of that id can be in the queue."""
+        self._owed_refusals += 1
+        if self._owed_refusals > QUEUE_FACTOR * self.limits.max_in_flight:
+            raise RemoteProtocolError("the peer goes on sending requests, and does not read that they are refused")
         self.protocol.forget(request_id)  # Its items may have begun to arrive right behind it.
-        self.outbox.put_message(request_id, self.protocol.error(request_id, code, Outcome.REFUSED, False, text))
+        frame, _ = self.protocol.error(request_id, code, outcome, False, text)
+        self.outbox.put_control(frame, self._refusal_left)
+        if not self.busy_serving:  # It may have been the last request that was still arriving.
+            self._tell_room()
+
+    def _refusal_left(self) -> None:
+        self._owed_refusals -= 1
 
     def _refuse_excess(self, request_id: int) -> None:
         self._excess += 1
@@ -481,28 +474,13 @@ class Connection:
         if call is not None:
             call.cancel(event.wait, event.leaving)
         elif event.partial:
-            frames = self.protocol.error(event.id, Code.CANCELLED, Outcome.CANCELLED, False, "cancelled by the caller")
-            self.outbox.put_message(event.id, frames)
-            self._tell_room()
+            self._refuse(event.id, Code.CANCELLED, "cancelled by the caller", Outcome.CANCELLED)
 
     def _on_ping(self, event: PingReceived) -> None:
-        now = trio.current_time()
-        rate = 2.0 + (1.0 / self.remote.ping_interval if self.remote.ping_interval else 0.0)
-        self._ping_budget = min(PING_ALLOWANCE, self._ping_budget + rate * (now - self._ping_budget_at)) - 1
-        self._ping_budget_at = now
-        self._owed_pongs += 1
-        if self._ping_budget < 0 or self._owed_pongs > MAX_OWED_PONGS:
-            raise RemoteProtocolError("too_many_pings: the peer pings far more often than its HELLO announced")
-        self.outbox.put_control(self.protocol.pong(event.data), self._pong_left)
-
-    def _pong_left(self) -> None:
-        self._owed_pongs -= 1
+        self._watch.answer(event.data, self.remote.ping_interval)
 
     def _on_pong(self, event: PongReceived) -> None:
-        (sent_at,) = _STAMP.unpack(event.data)
-        rtt = trio.current_time() - sent_at
-        if 0 <= rtt < math.inf:
-            self.rtt = rtt if not self.rtt else self.rtt * 0.75 + rtt * 0.25
+        self._watch.answered(event.data)
 
     def _on_goaway(self, event: GoAwayReceived) -> None:
         self.going_away = True
@@ -513,11 +491,8 @@ class Connection:
             self._on_terminal(refusal)
         self._tell_room()
 
-    def _on_hello(self, event: Event) -> None:
-        raise RemoteProtocolError("the peer sent a second HELLO")
-
     def _tell_room(self) -> None:
-        self.used_at = self._vigil.heard_at
+        self.used_at = self._watch.heard_at
         self._quiet.unpark_all()
         for watcher in self.room_watchers:
             watcher(self)
@@ -538,9 +513,7 @@ class Connection:
         buffers_at_once = getattr(self.stream, "send_buffers", None)
 
         async def send(buffers: list[Bytes]) -> None:
-            if not self._write_watched and self.limits.write_timeout is not None:
-                self._write_watched = True
-                self.timer.at(trio.current_time() + self.limits.write_timeout, self._watch_write)
+            self._watch.writing()
             if buffers_at_once is not None:
                 await buffers_at_once(buffers)
             else:
@@ -606,6 +579,7 @@ class Connection:
         metadata: Metadata | None,
         streaming: bool,
         cancel_wait: float,
+        parent: CallContext | None = None,
         received: ReceiveStream[Any] | None = None,
     ) -> Outgoing:
         """Queue a request and enter it in the table, in one step. Raises EncodeError with nothing queued."""
@@ -613,7 +587,7 @@ class Connection:
         request_id, frames = self.protocol.request(
             method, payload, blobs, timeout=timeout, metadata=metadata, streaming=streaming
         )
-        call = Outgoing(self, deadline, cancel_wait)
+        call = Outgoing(self, deadline, cancel_wait, parent)
         call.id = request_id
         if received is not None:
             call.received = received
@@ -640,7 +614,6 @@ class Connection:
         if call.outbound is not None:
             call.outbound.stop()  # Its items are still being asked for, and must not be sent without their request.
         call.stopping = True
-        call.ticket = NEVER_SENT
         del self.calls[call.id]
         self._tell_room()
         return True
@@ -659,46 +632,6 @@ class Connection:
         """A call was given up whose handler has not ended; its place stays taken."""
         self.counters.orphans += 1
         self._quiet.unpark_all()
-
-    # -- the watch over the peer -----------------------------------------------------------------------------------
-
-    def _watch_peer(self, lateness: float) -> None:
-        if self.closed or self._heartbeat.interval is None:
-            return
-        now = trio.current_time()
-        action = self._vigil.decide(now, lateness, self.outbox.progressed_at)
-        if action is Action.PING:
-            self.outbox.put_control(self.protocol.ping(_STAMP.pack(now)), self._ping_left)
-        elif action is Action.EVICT:
-            self._evict(f"no sign of life for {now - self._vigil.heard_at:.1f} s")
-            return
-        self.timer.at(self._vigil.due(self.outbox.progressed_at), self._watch_peer)
-
-    def _ping_left(self) -> None:
-        self._vigil.left(trio.current_time())
-
-    def _watch_write(self, lateness: float) -> None:
-        self._write_watched = False
-        progressed_at, timeout = self.outbox.progressed_at, self.limits.write_timeout
-        if self.closed or progressed_at is None or timeout is None:
-            self._write_doubt.dispelled()
-            return
-        now, due = trio.current_time(), progressed_at + timeout
-        if now < due:
-            self._write_doubt.dispelled()
-            look_at: float | None = due
-        else:
-            look_at = self._write_doubt.look_again(now, lateness)
-        if look_at is None:
-            self._evict(f"it took no bytes for {timeout:g} s (write_timeout)")
-        else:
-            self._write_watched = True
-            self.timer.at(look_at, self._watch_write)
-
-    def _evict(self, text: str) -> None:
-        self.counters.evicted += 1
-        log.warning("evicting %s: %s", self.address, text)
-        self.lose(PeerUnresponsive(f"the peer is unresponsive: {text}", peer=self.address))
 
 
 def _split(

@@ -46,7 +46,10 @@ CURRENT: ContextVar[CallContext] = ContextVar("trio_rpc.current_call")
 
 
 def current_call() -> CallContext:
-    """The call being served. Raises LookupError outside a handler, and in one that was called locally."""
+    """The call being served. Raises LookupError outside of any.
+
+    What a handler calls locally, in its own task or in tasks that it starts, sees that handler's call.
+    """
     try:
         return CURRENT.get()
     except LookupError:

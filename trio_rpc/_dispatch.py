@@ -1,11 +1,13 @@
 """Serving: from a request to a handler's coroutine, and from its end to a terminal frame.
 
-Only this module says that a request did not run, and only before `start` has returned the handler's coroutine: a
-declaration, a refused authorisation, arguments that do not fit. After that everything ran.
+A request did not run only if that is told before `start` has returned the handler's coroutine: here for a declaration,
+a refused authorisation or arguments that do not fit, and by the connection for what never came so far (no such method,
+no room, going away, expired on arrival). After that everything ran.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -33,6 +35,11 @@ log = logging.getLogger("trio_rpc.server")
 Authorize = Callable[[Any, str], bool]
 """`authorize(peer, method)`: whether this peer may call this method."""
 
+SYNCHRONOUS = (
+    "authorize is asked before each call and is not awaited: write a plain function that returns True or False, "
+    "and look up what it needs in authenticate, which may be async"
+)
+
 
 def compile_services(
     specs: Sequence[ServiceSpec],
@@ -44,6 +51,8 @@ def compile_services(
     debug: bool = False,
 ) -> Mapping[str, Endpoint]:
     """Everything that is served, by wire name, for one codec. Raises TypeError for what no codec carries."""
+    if inspect.iscoroutinefunction(authorize):
+        raise TypeError(SYNCHRONOUS)
     make = partial(
         ServedMethod, codec=codec, authorize=authorize, interceptors=interceptors, limiter=limiter, debug=debug
     )
@@ -95,8 +104,12 @@ class ServedMethod:
         spec = self.spec
         if not spec.implemented:
             raise Unimplemented(f"{spec.wire_name} is declared here, and not implemented")
-        if self._authorize is not None and not self._authorize(call.peer, spec.wire_name):
-            raise PermissionDenied(f"not allowed to call {spec.wire_name}")
+        if self._authorize is not None:
+            allowed: Any = self._authorize(call.peer, spec.wire_name)
+            if inspect.isawaitable(allowed):  # Which would count as a yes.
+                raise TypeError(SYNCHRONOUS)
+            if not allowed:
+                raise PermissionDenied(f"not allowed to call {spec.wire_name}")
         args, kwargs = self._arguments.decode(call.payload, call.blobs)
         call.payload, call.blobs = b"", ()
         if spec.stream_parameter is not None:

@@ -264,7 +264,11 @@ class CodecError(RpcError):
 
 
 class EncodeError(CodecError):
-    """A value cannot be sent: wrong type, out of range, or too large for the peer. Nothing was sent."""
+    """A value cannot be sent: wrong type, out of range, or too large for the peer.
+
+    For an argument nothing was sent. For an item of a stream the call has usually begun: it is stopped, and
+    `may_have_run` says so.
+    """
 
 
 class DecodeError(CodecError):

@@ -23,8 +23,8 @@ __all__ = ["Peer"]
 class Peer(Target):
     """The other side of one connection: who it is, and its methods.
 
-    A handler finds its caller as `current_call().peer` and calls back with `peer.stub(Callbacks)`; `open_connection`
-    yields one. Calls beyond the limit wait in line, as in a pool; when the connection ends they fail.
+    A handler finds its caller as `current_call().peer` and calls back with `peer.stub(Callbacks)`. Calls beyond the
+    limit wait in line, as in a pool; when the connection ends they fail.
 
     Attributes:
         address: the other end, like `tcp://10.0.0.7:51234`.
@@ -104,3 +104,5 @@ class Peer(Target):
             self._line.admit(connection)
         else:
             self._line.fail_all(self._closed)
+            for stream in list(self._caller.restarting):
+                stream.begin_anew()  # And fails: the timer that was to do it may end before, with the server.

@@ -14,8 +14,8 @@ import copy
 import logging
 import math
 import random
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context, copy_context
 from functools import partial
@@ -25,25 +25,26 @@ import attrs
 import trio
 
 from . import codecs
-from ._address import Address, dial
 from ._backoff import delay_before
 from ._call import Interceptor
 from ._caller import Caller
 from ._config import Heartbeat, PoolLimits, RetryPolicy
-from ._connection import Connection, ConnectionCounters
+from ._connection import Connection
 from ._contract import describe_services
+from ._credentials import Credentials, checked, resolve
 from ._dispatch import compile_services
 from ._errors import ConnectError, PoolClosed, RpcError, Unauthenticated
 from ._handshake import greet
 from ._peer import Peer
 from ._placement import dials_wanted, least_in_flight
 from ._scope import hidden_nursery
+from ._statistics import ConnectionCounters, PoolCounters, PoolStatistics
 from ._target import Target
 from ._timer import Timer
 from ._waiting import WaitingLine
 from .wire import Hello, Metadata, Protocol, Role
 
-__all__ = ["Pool", "PoolStatistics", "open_connection", "open_pool", "run_pool"]
+__all__ = ["Dial", "Pool", "keep_open"]
 
 log = logging.getLogger("trio_rpc.pool")
 
@@ -51,76 +52,6 @@ LIFETIME_JITTER = 0.05
 """Connections of one start do not all end together (psycopg_pool: up to 5 % earlier)."""
 
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
-Credentials = Mapping[str, Any] | str | Callable[[], Any] | None
-
-
-@attrs.frozen(kw_only=True)
-class PoolStatistics:
-    """A snapshot of a pool; counts are since its start."""
-
-    connections: int
-    """Ready connections, those that go away included."""
-    idle: int
-    """Ready connections without a call."""
-    busy: int
-    """Ready connections with calls in flight."""
-    dialling: int
-    """Connections being dialled, or waiting for their back-off."""
-    min_connections: int
-    max_connections: int
-    in_flight: int
-    """Calls sent and not ended, orphans included."""
-    spare: int
-    """Places for further calls on the connections at hand."""
-    waiting: int
-    """Calls waiting for a place."""
-    orphans: int
-    """Calls given up after `cancel_wait` whose handlers have not ended."""
-    serving: int
-    """Calls of the peers that run here."""
-    requests: int
-    """Calls made."""
-    queued: int
-    """Calls that had to wait for a place."""
-    wait_seconds: float
-    """Time spent waiting for a place, in all."""
-    errors: int
-    """Calls that ended with an error."""
-    retries: int
-    """Further attempts, transparent ones included."""
-    timeouts: int
-    """Calls that found no place within `acquire_timeout`."""
-    exhausted: int
-    """Calls refused because the line was full."""
-    late_replies: int
-    """Frames for calls that had ended already."""
-    connects: int
-    """Dials begun."""
-    connect_seconds: float
-    """Time spent in dials that succeeded."""
-    connect_errors: int
-    """Dials that failed."""
-    lost: int
-    """Connections that ended without our wish, evicted ones included."""
-    evicted: int
-    """Connections given up because the peer was unresponsive."""
-    closed_idle: int
-    """Connections closed by `idle_timeout`."""
-    closed_age: int
-    """Connections retired by `max_lifetime`."""
-    closed_going_away: int
-    """Connections closed because the peer was draining."""
-
-
-@attrs.define
-class _Counters:
-    connects: int = 0
-    connect_seconds: float = 0.0
-    connect_errors: int = 0
-    lost: int = 0
-    closed_idle: int = 0
-    closed_age: int = 0
-    closed_going_away: int = 0
 
 
 class Pool(Target):
@@ -169,10 +100,10 @@ class Pool(Target):
         self._service_names = tuple(spec.name for spec in specs)
         self._endpoints = compile_services(specs, codec)
         self._dial_target = dial_target
-        self._credentials = _checked(credentials)
+        self._credentials = checked(credentials)
         self._base_context = copy_context()
         self._connection_counters = ConnectionCounters()
-        self._pool_counters = _Counters()
+        self._pool_counters = PoolCounters()
         self._ready: list[Connection] = []
         self._closing_connections: set[Connection] = set()
         self._dialling = 0
@@ -233,9 +164,17 @@ class Pool(Target):
         place, raise PoolClosed with their own `may_have_run`.
         """
         self._close_requested.set()
-        with trio.CancelScope(shield=True):  # Bounded by cancel_wait and close_timeout.
+        # Bounded by cancel_wait and close_timeout. A task that the closing has to end must not wait for it shielded.
+        with trio.CancelScope(shield=not self._owns(trio.lowlevel.current_task())):
             await self._closed.wait()
         await trio.lowlevel.checkpoint_if_cancelled()
+
+    def _owns(self, task: trio.lowlevel.Task) -> bool:
+        """True for a task that runs in the pool: a handler that the peer calls back, a function that dials."""
+        nursery = task.parent_nursery
+        while nursery is not None and nursery is not self._nursery:
+            nursery = nursery.parent_task.parent_nursery
+        return nursery is not None
 
     async def connect(self) -> None:
         """Wait for one connection, dialling if there is none. Raises the error of that dial."""
@@ -271,8 +210,9 @@ class Pool(Target):
                     nursery.cancel_scope.cancel()
         finally:
             self._nursery = None
+            self._close_requested.set()
             self._closed.set()
-            self._changed.unpark_all()
+            self._turn_away()  # Once more for those who wait outside: a Ctrl-C may have ended this without winding up.
 
     def _start(self, function: Callable[[], Awaitable[object]], what: str) -> None:
         """Start a task of long life, in a clean context and not in that of whoever happened to call first."""
@@ -281,10 +221,7 @@ class Pool(Target):
 
     async def _wind_up(self) -> None:
         """Stop what is under way and wait for its end; each wait here is bounded by a timer of the call itself."""
-        self._line.fail_all(self._closed_error)
-        for stream in list(self._caller.restarting):
-            stream.begin_anew()  # There is no call that could be stopped: it learns that the pool is closed.
-        self._changed.unpark_all()
+        self._turn_away()
         for connection in self._ready:
             connection.drain("the pool is closing")
             for call in list(connection.calls.values()):
@@ -296,6 +233,13 @@ class Pool(Target):
         async with trio.open_nursery() as nursery:
             for connection in list(self._ready):
                 nursery.start_soon(connection.aclose)
+
+    def _turn_away(self) -> None:
+        """Tell all that wait for a connection or a place that the pool is closed."""
+        self._line.fail_all(self._closed_error)
+        for stream in list(self._caller.restarting):
+            stream.begin_anew()  # There is no call that could be stopped: it learns that the pool is closed.
+        self._changed.unpark_all()
 
     def _longest_wait(self) -> float:
         """Calls bound their own joins; this bounds the wait for handlers here that ignore their cancellation."""
@@ -397,7 +341,7 @@ class Pool(Target):
             stream_window_items=self.limits.stream_window_items,
             ping_interval=heartbeat.interval,
             ping_timeout=heartbeat.timeout,
-            credentials=await resolve_credentials(self._credentials),
+            credentials=await resolve(self._credentials),
             services=self._service_names,
         )
 
@@ -423,9 +367,9 @@ class Pool(Target):
         now = connection.opened_at
         if self.limits.max_lifetime is not None:
             lifetime = self.limits.max_lifetime * (1 - LIFETIME_JITTER * self.rng())
-            self._timer.at(now + lifetime, lambda _late: self._retire(connection))
+            self._timer.at(now + lifetime, self._unless_gone(connection, self._retire))
         if self.limits.idle_timeout is not None:
-            self._timer.at(now + self.limits.idle_timeout, lambda _late: self._watch_idle(connection))
+            self._timer.at(now + self.limits.idle_timeout, self._unless_gone(connection, self._watch_idle))
         self._changed.unpark_all()
         self._line.admit(connection)
         self._dial_what_is_wanted()
@@ -442,6 +386,17 @@ class Pool(Target):
 
     # -- keeping ---------------------------------------------------------------------------------------------------
 
+    def _unless_gone(self, connection: Connection, action: Callable[[Connection], object]) -> Callable[[float], object]:
+        """For the timer, which remembers for an hour what a lost connection was to do: it must not keep it alive."""
+        reference = weakref.ref(connection)
+
+        def act(_lateness: float) -> None:
+            connection = reference()
+            if connection is not None:
+                action(connection)
+
+        return act
+
     def _retire(self, connection: Connection) -> None:
         if connection.usable:
             self._pool_counters.closed_age += 1
@@ -455,13 +410,13 @@ class Pool(Target):
         now = trio.current_time()
         due = (now if connection.busy else connection.used_at) + self.limits.idle_timeout
         if due > now:
-            self._timer.at(due, lambda _late: self._watch_idle(connection))
+            self._timer.at(due, self._unless_gone(connection, self._watch_idle))
         elif sum(other.usable for other in self._ready) > self.limits.min_connections:
             self._pool_counters.closed_idle += 1
             self._closing_connections.add(connection)
             connection.retire()
         else:
-            self._timer.at(now + self.limits.idle_timeout, lambda _late: self._watch_idle(connection))
+            self._timer.at(now + self.limits.idle_timeout, self._unless_gone(connection, self._watch_idle))
 
     def _on_room(self, connection: Connection) -> None:
         """A call has left its place, or the connection's state has changed."""
@@ -536,103 +491,8 @@ def _copy(error: RpcError) -> RpcError:
     return own
 
 
-async def resolve_credentials(credentials: Credentials) -> Mapping[str, Any] | None:
-    """A token, a mapping, or a function of either kind (for rotation: asked at each dial)."""
-    if callable(credentials):
-        credentials = credentials()
-        if isinstance(credentials, Awaitable):
-            credentials = await credentials
-    try:
-        return _fields(credentials)
-    except TypeError as exc:
-        raise ConnectError(str(exc), permanent=True) from None
-
-
-def _fields(credentials: Any) -> dict[str, Any] | None:
-    """Credentials as a HELLO carries them."""
-    if isinstance(credentials, str):
-        return {"token": credentials}
-    if credentials is None:
-        return None
-    if isinstance(credentials, Mapping):
-        return dict(credentials)
-    kind = type(credentials).__name__
-    raise TypeError(f"credentials must be a text, a mapping, or a function that returns one of these, not {kind}")
-
-
-def _checked(credentials: Credentials) -> Credentials:
-    """Tell at once what no peer would take, and not at each dial; a function is asked then."""
-    if callable(credentials):
-        return credentials
-    fields = _fields(credentials)
-    Hello(credentials=fields).to_bytes()
-    return fields
-
-
 @asynccontextmanager
-async def open_pool(
-    target: str | Dial,
-    *,
-    codec: str = "msgpack",
-    limits: PoolLimits = PoolLimits(),  # noqa: B008 - frozen
-    heartbeat: Heartbeat = Heartbeat(),  # noqa: B008 - frozen
-    retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
-    ssl_context: ssl.SSLContext | None = None,
-    credentials: Credentials = None,
-    metadata: Metadata | None = None,
-    services: object = (),
-    interceptors: Sequence[Interceptor] = (),
-) -> AsyncIterator[Pool]:
-    """Open a pool of connections to `target`, for the length of a block.
-
-    Entering returns at once; connections are dialled in the background. Leaving the block cancels and joins the calls
-    still in flight, and leaves no task, socket, id or credit behind. The body's own exception comes out bare.
-
-    Args:
-        target: `tcp://host:port`, `tls://host:port`, `unix:///path` or `unix:@name`; or an async function that opens
-            a `trio.abc.Stream` of any kind.
-        codec: `msgpack` or `json`, or one that was registered; the server must allow it.
-        limits: sizes and times, see `PoolLimits`.
-        heartbeat: when a silent server is pinged and given up.
-        retry: for idempotent methods; what surely did not run is retried in any case.
-        ssl_context: for `tls://`; the default verifies the server against the system's authorities.
-        credentials: a token, a mapping, or a (possibly async) function that returns one; sent in each HELLO.
-        metadata: sent with every call.
-        services: objects that the server may call back.
-        interceptors: wrap every call; the first is the outermost.
-    """
-    name, dial_target = _resolve_target(target, ssl_context)
-    pool = Pool(
-        name,
-        dial_target,
-        codec=codec,
-        limits=limits,
-        heartbeat=heartbeat,
-        retry=retry,
-        credentials=credentials,
-        metadata=metadata,
-        services=services,
-        interceptors=interceptors,
-    )
-    async with _keep_open(pool):
-        yield pool
-
-
-def _resolve_target(target: str | Dial, ssl_context: ssl.SSLContext | None) -> tuple[str, Dial]:
-    if callable(target):
-        if ssl_context is not None:
-            raise ValueError("a function that opens streams does its own TLS: give ssl_context to it, not to open_pool")
-        return getattr(target, "__qualname__", repr(target)), target
-    address = Address.parse(target)
-    if ssl_context is not None and address.scheme == "tcp":
-        raise ValueError(f"{address} and ssl_context do not go together: write tls://{str(address)[6:]}")
-    if address.scheme != "unix" and not address.port:
-        raise ValueError(f"{address} has port 0, which is for listening: write the server's port (server.addresses)")
-    return str(address), lambda: dial(address, ssl_context)
-
-
-@asynccontextmanager
-async def _keep_open(pool: Pool) -> AsyncIterator[Pool]:
+async def keep_open(pool: Pool) -> AsyncIterator[Pool]:
     """Run a pool for the length of a block."""
     async with hidden_nursery() as nursery:
         nursery.start_soon(pool._run)  # Not `start`: cancelled in between, it would wait for a pool that waits for us.
@@ -645,63 +505,3 @@ async def _keep_open(pool: Pool) -> AsyncIterator[Pool]:
             pool._close_requested.set()
             with trio.CancelScope(shield=True):
                 await pool._closed.wait()
-
-
-async def run_pool(
-    target: str | Dial,
-    *,
-    task_status: trio.TaskStatus[Pool] = trio.TASK_STATUS_IGNORED,
-    **options: Any,
-) -> None:
-    """The same pool, owned by any nursery: `pool = await nursery.start(trio_rpc.run_pool, target)`.
-
-    Takes the options of `open_pool`. Returns after `pool.aclose()`; cancelling it closes the pool first.
-    """
-    async with open_pool(target, **options) as pool:
-        task_status.started(pool)
-        await pool._closed.wait()
-
-
-@asynccontextmanager
-async def open_connection(
-    stream: trio.abc.Stream,
-    *,
-    codec: str = "msgpack",
-    limits: PoolLimits = PoolLimits(),  # noqa: B008 - frozen
-    heartbeat: Heartbeat = Heartbeat(),  # noqa: B008 - frozen
-    retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
-    credentials: Credentials = None,
-    metadata: Metadata | None = None,
-    services: object = (),
-    interceptors: Sequence[Interceptor] = (),
-) -> AsyncIterator[Pool]:
-    """Call over one stream that is open already: memory, TLS, a subprocess's pipes.
-
-    It is a pool of this one connection, which cannot be dialled again: once it has ended, calls fail at once. The
-    HELLOs have been exchanged when the block begins; ConnectError or Unauthenticated if that failed. Options as for
-    `open_pool`. The stream is closed in the end.
-    """
-
-    async def the_stream() -> trio.abc.Stream:
-        await trio.lowlevel.checkpoint()
-        return stream
-
-    pool = Pool(
-        "the given stream",
-        the_stream,
-        codec=codec,
-        limits=attrs.evolve(limits, min_connections=0, max_connections=1, max_lifetime=None, idle_timeout=None),
-        heartbeat=heartbeat,
-        retry=retry,
-        credentials=credentials,
-        metadata=metadata,
-        services=services,
-        interceptors=interceptors,
-        redial=False,
-    )
-    try:
-        async with _keep_open(pool):
-            await pool.connect()
-            yield pool
-    finally:
-        await trio.aclose_forcefully(stream)  # Cancelled early, it was never the pool's.

@@ -19,22 +19,23 @@ from typing import Any, TypeAlias
 import attrs
 import trio
 
-from ._address import Address, listen, peer_name
+from ._address import peer_name
 from ._call import Interceptor
 from ._calls import Endpoint
 from ._config import Heartbeat, ServerLimits
-from ._connection import Connection, ConnectionCounters
+from ._connection import Connection
 from ._contract import describe_services
 from ._dispatch import Authorize, compile_services
 from ._errors import ConnectError, ConnectionFailed, RpcError, Unauthenticated
 from ._handshake import answer
 from ._peer import Peer
 from ._scope import hidden_nursery
+from ._statistics import ConnectionCounters, ServerCounters, ServerStatistics
 from ._timer import Timer
 from ._tls import start_tls, why
 from .wire import Event, Hello, Protocol, Role
 
-__all__ = ["Server", "ServerStatistics", "open_server", "serve", "serve_listeners", "serve_stream"]
+__all__ = ["CODECS", "AnyListener", "Authenticate", "Server", "keep_serving"]
 
 log = logging.getLogger("trio_rpc.server")
 
@@ -51,44 +52,14 @@ Authenticate = Callable[[Mapping[str, Any], str], Any]
 
 
 AnyListener: TypeAlias = trio.abc.Listener[Any]
-Place: TypeAlias = str | AnyListener
-
-
-@attrs.frozen(kw_only=True)
-class ServerStatistics:
-    """A snapshot of a server; counts are since its start."""
-
-    connections: int
-    """Connections that are open, after their HELLO."""
-    handshaking: int
-    """Connections that have not said HELLO yet."""
-    in_flight: int
-    """Handlers running."""
-    calling_back: int
-    """Calls of ours to the clients that have not ended."""
-    accepted: int
-    """Connections accepted."""
-    refused_connections: int
-    """Connections that failed before or by their HELLO."""
-    served: int
-    """Requests whose handlers were begun, or were about to be."""
-    refused: int
-    """Requests refused for lack of room."""
-    evicted: int
-    """Connections given up because the peer was unresponsive."""
-    accept_errors: int
-    """Failed accepts; each was tried again."""
-
-
-@attrs.define
-class _Counters:
-    accepted: int = 0
-    refused_connections: int = 0
-    accept_errors: int = 0
 
 
 class Server:
-    """What serves some objects at some addresses. Made by `serve`, `open_server` and their kin."""
+    """What serves some objects at some addresses. Made by `serve`, `open_server` and their kin.
+
+    Attributes:
+        addresses: where it listens, with the real ports; each can be given to `open_pool`.
+    """
 
     def __init__(
         self,
@@ -119,7 +90,7 @@ class Server:
         }
         self._base_context = copy_context()
         self._timer = Timer()
-        self._counters = _Counters()
+        self._counters = ServerCounters()
         self._connection_counters = ConnectionCounters()
         self._connections: set[Connection] = set()
         self._handshaking = 0
@@ -279,6 +250,20 @@ class Server:
             self._connections.discard(connection)
             self._room.unpark_all()
 
+    async def attend_apart(self, stream: trio.abc.Stream) -> None:
+        """Like `attend`, out of reach of the caller's cancellation, under which the handlers must be able to answer."""
+        assert self._nursery is not None
+        ended = trio.Event()
+
+        async def attend() -> None:
+            try:
+                await self.attend(stream)
+            finally:
+                ended.set()
+
+        self._nursery.start_soon(attend, name="trio_rpc server connection")
+        await ended.wait()
+
     async def _shake_hands(self, stream: trio.abc.Stream, address: str) -> tuple[Connection, list[Event]]:
         self._handshaking += 1
         timeout = self.limits.handshake_timeout
@@ -360,7 +345,7 @@ class Server:
 
 
 @asynccontextmanager
-async def _keep_serving(
+async def keep_serving(
     server: Server, listeners: Sequence[AnyListener], addresses: Sequence[str]
 ) -> AsyncIterator[Server]:
     async with hidden_nursery() as nursery:
@@ -374,150 +359,3 @@ async def _keep_serving(
         finally:
             with trio.CancelScope(shield=True):  # Bounded by cancel_wait and close_timeout.
                 await server.shut_down()
-
-
-@asynccontextmanager
-async def open_server(
-    services: object,
-    address: Place | Sequence[Place],
-    *,
-    limits: ServerLimits = ServerLimits(),  # noqa: B008 - frozen
-    heartbeat: Heartbeat = Heartbeat(),  # noqa: B008 - frozen
-    ssl_context: ssl.SSLContext | None = None,
-    authenticate: Authenticate | None = None,
-    authorize: Authorize | None = None,
-    allow_insecure: bool = False,
-    interceptors: Sequence[Interceptor] = (),
-    debug: bool = False,
-    codecs: Sequence[str] = CODECS,
-) -> AsyncIterator[Server]:
-    """Serve for the length of a block; see `serve`. The server is listening when the block begins."""
-    server = Server(
-        services,
-        limits=limits,
-        heartbeat=heartbeat,
-        ssl_context=ssl_context,
-        authenticate=authenticate,
-        authorize=authorize,
-        interceptors=interceptors,
-        debug=debug,
-        codecs=codecs,
-    )
-    several = list(address) if isinstance(address, Sequence) and not isinstance(address, str | bytes) else [address]
-    places = [item if isinstance(item, trio.abc.Listener) else Address.parse(item) for item in several]
-    for place in places:
-        if isinstance(place, Address):
-            _check_exposure(place, ssl_context, authenticate, allow_insecure)
-    listeners = await _listen_all(places)
-    addresses = [str(getattr(listener, "address", None) or repr(listener)) for listener in listeners]
-    async with _keep_serving(server, listeners, addresses):
-        yield server
-
-
-async def _listen_all(places: Sequence[Address | AnyListener]) -> Sequence[AnyListener]:
-    """Open all listeners, or none."""
-    listeners: list[AnyListener] = []
-    try:
-        for place in places:
-            listeners += await listen(place) if isinstance(place, Address) else [place]
-    except BaseException:
-        for listener in listeners:
-            await trio.aclose_forcefully(listener)
-        raise
-    return listeners
-
-
-def _check_exposure(
-    address: Address, ssl_context: ssl.SSLContext | None, authenticate: Authenticate | None, allow_insecure: bool
-) -> None:
-    if (address.scheme == "tls") != (ssl_context is not None) and address.scheme != "unix":
-        raise ValueError(
-            f"{address} and ssl_context do not go together: tls:// needs an ssl_context for the server's certificate, "
-            "and tcp:// takes none"
-        )
-    if not (address.is_local or ssl_context is not None or authenticate is not None or allow_insecure):
-        raise ValueError(
-            f"{address} can be reached from other machines without TLS or authentication: give an ssl_context or "
-            "authenticate=, listen on 127.0.0.1, or say allow_insecure=True"
-        )
-
-
-async def serve(
-    services: object,
-    address: Place | Sequence[Place],
-    *,
-    limits: ServerLimits = ServerLimits(),  # noqa: B008 - frozen
-    heartbeat: Heartbeat = Heartbeat(),  # noqa: B008 - frozen
-    ssl_context: ssl.SSLContext | None = None,
-    authenticate: Authenticate | None = None,
-    authorize: Authorize | None = None,
-    allow_insecure: bool = False,
-    interceptors: Sequence[Interceptor] = (),
-    debug: bool = False,
-    codecs: Sequence[str] = CODECS,
-    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Serve one object or several at one address or several, until drained or cancelled.
-
-    `server = await nursery.start(trio_rpc.serve, WarehouseInventory(db), "tcp://127.0.0.1:7000")` starts it and gives
-    the Server, whose `addresses` have the real ports.
-
-    Args:
-        services: an object with methods under `@trio_rpc.method`, or several of them.
-        address: `tcp://host:port`, `tls://host:port`, `unix:///path`, `unix:@name`, a `trio.abc.Listener` of your own,
-            or several of these. Port 0 takes any free one.
-        limits: sizes and times, see `ServerLimits`.
-        heartbeat: when a silent client is pinged and given up.
-        ssl_context: for `tls://`, with the server's certificate; with `verify_mode = CERT_REQUIRED` for mutual TLS.
-        authenticate: `authenticate(credentials, address)` returns the client's principal or raises Unauthenticated;
-            it may be async. Asked once for each connection, within `handshake_timeout`.
-        authorize: `authorize(peer, method)` says whether this peer may call this method.
-        allow_insecure: listen beyond this machine without TLS or authentication.
-        interceptors: wrap every handler; the first is the outermost.
-        debug: send the text and traceback of undeclared exceptions to the caller. Never for strangers.
-        codecs: the codecs that clients may choose from: an allowlist.
-        task_status: for `nursery.start`; it gets the Server once it listens.
-
-    Resource handling: when it returns or raises, no connection, handler or listener is left. Cancelling it cancels
-    and joins the handlers, and tells their callers, before anything is closed.
-
-    Error handling: nothing that a peer or a handler does ends it. OSError if an address cannot be listened on;
-    TypeError for services that cannot be served, ValueError for addresses that cannot be meant.
-    """
-    options: dict[str, Any] = {
-        "limits": limits,
-        "heartbeat": heartbeat,
-        "ssl_context": ssl_context,
-        "authenticate": authenticate,
-        "authorize": authorize,
-        "allow_insecure": allow_insecure,
-        "interceptors": interceptors,
-        "debug": debug,
-        "codecs": codecs,
-    }
-    async with open_server(services, address, **options) as server:
-        task_status.started(server)
-        await server._closed.wait()
-
-
-async def serve_listeners(
-    services: object,
-    listeners: Sequence[AnyListener],
-    *,
-    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
-    **options: Any,
-) -> None:
-    """Serve what arrives at listeners of your own, whatever streams they accept; `options` as for `serve`."""
-    await serve(services, listeners, task_status=task_status, **options)
-
-
-async def serve_stream(services: object, stream: trio.abc.Stream, **options: Any) -> None:
-    """Serve a single connection over any `trio.abc.Stream` (memory, TLS, a subprocess's pipes) until it ends.
-
-    `options` as for `serve`. The stream is closed in the end.
-    """
-    try:
-        async with open_server(services, [], **options) as server:
-            await server.attend(stream)
-    finally:
-        await trio.aclose_forcefully(stream)  # Cancelled early, it was never the server's.

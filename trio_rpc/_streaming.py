@@ -10,7 +10,7 @@ import trio
 from trio.lowlevel import ParkingLot
 
 from ._calls import Outgoing
-from ._errors import DecodeError, RemoteError, RpcError
+from ._errors import DecodeError, EncodeError, RemoteError, RpcError
 from ._generators import as_generator, drive
 from ._methods import RemoteMethod
 from ._outcomes import error_of, expired_remotely
@@ -79,9 +79,17 @@ class Feeder:
                 self._call.stop()
             else:
                 self.between_calls.cancel()
+            self._tell_what_ran(exc)
         else:
             self.taken = True
             call.connection.send_end_of_items(call)
+
+    def _tell_what_ran(self, exc: Exception) -> None:
+        """An item that cannot be sent is found out when its call has begun, unless that could still be taken back."""
+        call = self._call
+        if isinstance(exc, EncodeError) and call is not None and call.outbound is not None:
+            ours = exc is call.outbound.last_error  # And not one that the iterable got from a call of its own.
+            exc.may_have_run = exc.may_have_run or (ours and call.written)
 
     def put(self, item: Any) -> bool:
         """Give an item to the call, or keep it while there is none."""
@@ -129,7 +137,6 @@ class StreamCall:
         self._feeder = feeder
         self._options = options
         self._trial = Trial(caller, method, options)
-        self._make: Callable[[], Attempt] | None = None
         self._attempt: Attempt | None = None
         self._call: Outgoing | None = None
         self._error: BaseException | None = None
@@ -141,22 +148,15 @@ class StreamCall:
         if feeder is not None:
             feeder.on_error = self.received.end
 
-    def begin(self, make: Callable[[], Attempt]) -> None:
+    def begin(self, attempt: Attempt) -> None:
         """Make the first attempt. Raises what keeps it from the line."""
-        deadline = trio.current_effective_deadline()
-        self._make = make
-        try:
-            self._begin(deadline)
-        except RpcError as exc:
-            raise self._trial.final(exc)  # noqa: B904 - the same error
-
-    def _begin(self, deadline: float) -> None:
-        assert self._make is not None
-        attempt = self._attempt = self._make()
-        attempt.deadline = deadline
         attempt.received = self.received
         attempt.on_start, attempt.on_failure = self._started, self._failed
-        self._caller.submit(attempt)
+        self._attempt = attempt
+        try:
+            self._caller.submit(attempt)
+        except RpcError as exc:
+            raise self._trial.final(exc)  # noqa: B904 - the same error
 
     def _started(self, call: Outgoing) -> None:
         self._call = call
@@ -182,14 +182,14 @@ class StreamCall:
             self._error = error
             return
         fresh = not (self.received.fed or (self._feeder is not None and self._feeder.taken))
-        delay = self._trial.delay(error) if fresh else None
+        delay = self._trial.delay(error, call.deadline) if fresh else None
         if delay is None:
             self._error = self._trial.final(error)
             self._end_when_due(call, error)
         else:
             self._caller.counters.retries += 1
             when = trio.current_time() + delay
-            self._caller.restarting[self] = call.deadline
+            self._caller.restarting[self] = None
             self._caller.timer.at(when, lambda _late: self.begin_anew())
 
     def _end_when_due(self, call: Outgoing, error: BaseException) -> None:
@@ -201,13 +201,16 @@ class StreamCall:
 
     def begin_anew(self) -> None:
         """Make the next attempt; by the timer, or at once because the caller closes and it is to fail."""
-        deadline = self._caller.restarting.pop(self, None)
-        failed = self._feeder is not None and self._feeder.error is not None
-        if deadline is None or self._leaving or failed:
+        if self not in self._caller.restarting:
             return
+        del self._caller.restarting[self]
+        if self._leaving or (self._feeder is not None and self._feeder.error is not None):
+            return
+        assert self._attempt is not None
         self._call = None
+        self._attempt = self._attempt.again()
         try:
-            self._begin(deadline)
+            self._caller.submit(self._attempt)
         except RpcError as exc:
             self._failed(exc)
 
@@ -228,12 +231,13 @@ class StreamCall:
         try:
             yield
         except BaseException as exc:
-            await self._leave(exc)
+            await self.leave(exc)
             raise
         else:
-            await self._leave(None)
+            await self.leave(None)
 
-    async def _leave(self, body_error: BaseException | None) -> None:
+    async def leave(self, body_error: BaseException | None) -> None:
+        """End the call and wait for that. Raises what is nobody else's to tell, unless `body_error` goes before."""
         self._leaving = True
         early = self._call is None or not self._call.ended
         self.received.close()

@@ -1,7 +1,7 @@
 """Whether a failed call is tried again, and when.
 
-What surely did not run is tried again whatever the policy says, for as long as a caller without a deadline would have
-waited for a place. What may have run is tried again only if the method is idempotent, as the policy says. All attempts
+What surely did not run is tried again whatever the policy says, as long as the caller's own deadline allows; a caller
+without one is patient for as long as it would have waited for a place. What may have run is tried again only if the method is idempotent, as the policy says. All attempts
 share the caller's one deadline, which is its own cancel scope's business.
 """
 
@@ -35,9 +35,9 @@ class Trial:
         self._may_have_run = False
         self._until: float | None = None
 
-    async def again(self, error: BaseException) -> None:
-        """Wait until the next attempt is due, or raise `error`."""
-        delay = self.delay(error)
+    async def again(self, error: BaseException, deadline: float) -> None:
+        """Wait until the next attempt is due, or raise `error`. `deadline` is the caller's; `inf` for none."""
+        delay = self.delay(error, deadline)
         if delay is None:
             raise self.final(error)
         self._caller.counters.retries += 1
@@ -50,13 +50,14 @@ class Trial:
             error.may_have_run = error.may_have_run or self._may_have_run
         return self._caller.counted(error)
 
-    def delay(self, error: BaseException) -> float | None:
+    def delay(self, error: BaseException, deadline: float) -> float | None:
         """Seconds to the next attempt, or None: `error` is final."""
         if isinstance(error, RpcError):
             self._may_have_run = error.may_have_run or self._may_have_run
         now = trio.current_time()
         if self._until is None:
-            self._until = math.inf if self._options.wait_for_ready else now + self._caller.patience
+            bounded = deadline != math.inf or self._options.wait_for_ready
+            self._until = math.inf if bounded else now + self._caller.patience
         delay = self._pause(error)
         return delay if delay is not None and now + delay <= self._until else None
 

@@ -10,6 +10,7 @@ The line is FIFO and bounded, in length and in time.
 from __future__ import annotations
 
 import math
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +21,9 @@ from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_resch
 
 from ._calls import Outgoing
 from ._connection import Connection
+from ._context import CallContext
 from ._errors import EncodeError, PoolExhausted, PoolTimeout, RpcError
+from ._statistics import LineCounters
 from ._streams import ReceiveStream
 from ._timer import Timer
 from ._util import locate
@@ -42,6 +45,8 @@ class Attempt:
     streaming: bool = False
     received: ReceiveStream[Any] | None = None
     acquire_timeout: float | None = None
+    parent: CallContext | None = None
+    """The call that its caller serves. Whoever starts it later runs in the context of something else."""
     on_start: Callable[[Outgoing], object] | None = None
     """Told, in the same step, which call it became; for what cannot be awaited."""
     on_failure: Callable[[Exception], object] | None = None
@@ -61,6 +66,7 @@ class Attempt:
                 metadata=self.metadata,
                 streaming=self.streaming,
                 cancel_wait=self.cancel_wait,
+                parent=self.parent,
                 received=self.received,
             )
         except EncodeError as exc:
@@ -71,6 +77,10 @@ class Attempt:
             self.on_start(call)
         return call
 
+    def again(self) -> Attempt:
+        """The same request, to be sent once more."""
+        return attrs.evolve(self, call=None, failure=None, task=None)
+
     def settle(self, failure: Exception | None = None) -> None:
         """It has left the line: started, or failed."""
         self.failure = failure
@@ -79,20 +89,6 @@ class Attempt:
         task, self.task = self.task, None
         if task is not None:
             reschedule(task)
-
-
-@attrs.define
-class LineCounters:
-    """What happened in the line."""
-
-    queued: int = 0
-    """Calls that had to wait for a place."""
-    wait_seconds: float = 0.0
-    """Time spent waiting, in all."""
-    timeouts: int = 0
-    """Calls that waited for longer than `acquire_timeout`."""
-    exhausted: int = 0
-    """Calls refused because the line was full."""
 
 
 class WaitingLine:
@@ -119,7 +115,8 @@ class WaitingLine:
         self._attempts[attempt] = now
         self.counters.queued += 1
         if attempt.acquire_timeout is not None:
-            self._timer.at(now + attempt.acquire_timeout, lambda _late: self._expire(attempt))
+            reference = weakref.ref(attempt)  # Or the timer would keep each payload, and result, for so long.
+            self._timer.at(now + attempt.acquire_timeout, lambda _late: self._expire(reference()))
 
     async def wait(self, attempt: Attempt) -> Outgoing:
         """Wait until the attempt, which has joined, has become a call. Raises what kept it from that."""
@@ -165,8 +162,8 @@ class WaitingLine:
             del self._attempts[attempt]
             attempt.settle(make())
 
-    def _expire(self, attempt: Attempt) -> None:
-        if self._attempts.pop(attempt, None) is None:
+    def _expire(self, attempt: Attempt | None) -> None:
+        if attempt is None or self._attempts.pop(attempt, None) is None:
             return
         self.counters.timeouts += 1
         state, cause = self._why()

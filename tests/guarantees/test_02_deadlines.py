@@ -10,8 +10,8 @@ import trio.testing
 
 from tests.guarantees.kit import Lab, RawClient, numbers
 from tests.scripted import ScriptedPeer
-from trio_rpc import Code, PoolLimits, RemoteCancelled, ServerLimits, method, open_connection, open_server
-from trio_rpc.testing import FaultyStream, Freeze, MemoryListener, Recorder, memory_pipe, open_loopback
+from trio_rpc import Code, Heartbeat, PoolLimits, RemoteCancelled, ServerLimits, method, open_connection, open_server
+from trio_rpc.testing import Delay, FaultyStream, Freeze, MemoryListener, Recorder, memory_pipe, open_loopback
 from trio_rpc.wire import ErrorReceived, Hello, Outcome, RequestReceived, ResponseReceived
 
 SLACK = 0.05
@@ -74,6 +74,17 @@ async def test_nested_calls_inherit_what_is_left(
     async with open_loopback(Lab()) as inner, open_loopback(Middle(inner.stub(Lab))) as pool:
         with trio.fail_after(10):
             assert await pool.stub(Middle).nested(shielded) == pytest.approx(expected, abs=1e-5)
+
+
+async def test_over_a_slow_wire_the_slack_is_two_round_trips(autojump_clock: trio.testing.MockClock) -> None:
+    """2: the caller's scope fires first there too; the handlers' side learns of the distance from its pings."""
+    beat, slow = Heartbeat(interval=1), Delay(0.2)
+    async with open_loopback(Lab(), server_heartbeat=beat, wrap=lambda stream: FaultyStream(stream, slow)) as pool:
+        await pool.wait_connected()
+        await trio.sleep(5)
+        with trio.fail_after(10):
+            left = await pool.stub(Lab).time_left()
+    assert left == pytest.approx(10 + 2 * 0.4, abs=1e-5)
 
 
 @pytest.mark.parametrize("shape", ["unary", "client_stream", "server_stream", "bidi"])

@@ -18,6 +18,7 @@ from trio_rpc import (
     ConnectError,
     ConnectionLost,
     Draining,
+    EncodeError,
     InvalidArgument,
     Overloaded,
     PermissionDenied,
@@ -28,6 +29,7 @@ from trio_rpc import (
     Refused,
     RemoteError,
     RetryPolicy,
+    ServerLimits,
     Unimplemented,
     method,
     open_connection,
@@ -79,6 +81,28 @@ class Flaky(Lab):
     @method
     async def declared(self) -> None:
         raise NotImplementedError
+
+
+class Anything:
+    """Takes whatever can be sent; `started` names the handlers that ran."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+
+    @method
+    async def takes(self, value: Any) -> None:
+        self.started.append("takes")
+
+    @method
+    async def total(self, values: AsyncIterable[Any]) -> int:
+        self.started.append("total")
+        return len([value async for value in values])
+
+    @method
+    async def mirror(self, values: AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+        self.started.append("mirror")
+        async for value in values:
+            yield value
 
 
 async def test_what_was_never_written_did_not_run(autojump_clock: trio.testing.MockClock) -> None:
@@ -220,6 +244,33 @@ async def test_a_client_stream_is_retried_only_while_no_item_was_taken(
         assert lab.runs == 2
 
 
+@pytest.mark.parametrize("shape", ["total", "mirror"])
+@pytest.mark.parametrize("item", [object(), "x" * 100_000], ids=["type", "size"])
+async def test_an_item_that_cannot_be_sent_may_have_run(
+    autojump_clock: trio.testing.MockClock, shape: str, item: object
+) -> None:
+    """4: the handler runs already when an item turns out to be unfit; an argument is found out before."""
+    lab, limits = Anything(), ServerLimits(max_message_size=64 * 1024)
+
+    async def items() -> AsyncGenerator[Any, None]:
+        yield 1
+        await trio.sleep(1)
+        yield item
+
+    async with open_loopback(lab, server_limits=limits) as pool:
+        stub = pool.stub(Anything)
+        calls: dict[str, Any] = {"total": stub.total, "mirror": partial(_read, stub.mirror)}
+        await _raises(EncodeError, True, partial(calls[shape], items()))
+        await _raises(EncodeError, False, partial(stub.takes, item))
+    assert lab.started == [shape]
+
+
+async def _read(stream: Any, items: AsyncGenerator[Any, None]) -> None:
+    async with stream(items) as back:
+        async for _ in back:
+            pass
+
+
 @pytest.mark.parametrize("end", ["timeout", "close"])
 async def test_a_later_attempt_that_never_left_does_not_hide_an_earlier_one(
     autojump_clock: trio.testing.MockClock, end: str
@@ -285,11 +336,11 @@ async def test_overload_is_retried_with_back_off_inside_the_deadline(autojump_cl
 
 
 async def test_retries_share_the_callers_deadline(autojump_clock: trio.testing.MockClock) -> None:
-    """4: however often it is tried again, a call is over when its own scope says so."""
+    """4: what surely did not run is tried again inside the caller's deadline, longer than it would wait for a place."""
     ours, theirs = memory_pipe()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_scripted, ScriptedPeer(theirs, Hello()), [Code.RESOURCE_EXHAUSTED] * 999, [])
-        async with open_connection(ours, limits=PoolLimits(acquire_timeout=None)) as pool:
+        async with open_connection(ours, limits=PoolLimits(acquire_timeout=3)) as pool:
             with pytest.raises(trio.TooSlowError), trio.fail_after(5):
                 await pool.stub(Lab).echo(1)
             assert trio.current_time() == 5

@@ -9,7 +9,18 @@ import trio
 import trio.testing
 
 from tests.guarantees.kit import Lab, RawClient, numbers
-from trio_rpc import Code, Draining, RemoteCancelled, current_call, method, open_pool, open_server, run_pool
+from trio_rpc import (
+    Code,
+    Draining,
+    PoolLimits,
+    RemoteCancelled,
+    ServerLimits,
+    current_call,
+    method,
+    open_pool,
+    open_server,
+    run_pool,
+)
 from trio_rpc.testing import Delay, FaultyStream, MemoryListener, no_leaks
 from trio_rpc.wire import ErrorReceived, GoAwayReceived, Outcome, ResponseReceived
 
@@ -119,6 +130,28 @@ async def test_at_the_graces_end_handlers_are_cancelled(autojump_clock: trio.tes
             await trio.sleep(1)
             await server.drain(grace=3)
             assert (lab.log, trio.current_time()) == ([("ended", 4.5)], 4.5)
+
+
+async def test_what_was_accepted_and_not_begun_goes_elsewhere(autojump_clock: trio.testing.MockClock) -> None:
+    """9 and 4: cut off before its handler was entered, a call surely did not run: the next server runs it."""
+    target, old, new = Target(), Lab(), Lab()
+    runs: list[Lab] = []
+
+    def drain_at_once() -> None:
+        runs.append(old)
+        if len(runs) == 1:  # The other calls stand in line behind this one.
+            trio.lowlevel.spawn_system_task(server.drain, 0)
+
+    old.hook, new.hook = drain_at_once, lambda: runs.append(new)
+    limits = PoolLimits(max_connections=1, max_in_flight=1000)
+    async with open_pool(target.connect, limits=limits) as pool:
+        async with open_server(old, target.renew(), limits=ServerLimits(max_in_flight=1000)) as server:
+            await pool.stub(Lab).echo(0)  # From now on there is a crew, and handlers are run one after the other.
+            async with open_server(new, target.renew()), trio.open_nursery() as callers:
+                for _ in range(900):
+                    callers.start_soon(pool.stub(Lab).run_hook)
+    assert len(runs) == 900
+    assert {old, new} == set(runs)
 
 
 async def test_a_second_drain_may_shorten_the_first(autojump_clock: trio.testing.MockClock) -> None:

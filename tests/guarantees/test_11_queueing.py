@@ -78,10 +78,10 @@ async def test_who_finds_no_place_in_time_is_told(autojump_clock: trio.testing.M
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pool.stub(Lab).sleep, 10)
             await trio.sleep(1)
-            with pytest.raises(PoolTimeout, match="places") as caught:
+            with trio.fail_after(60), pytest.raises(PoolTimeout, match="places") as caught:
                 await pool.stub(Lab).echo(1)
             assert (trio.current_time(), caught.value.may_have_run) == (4, False)
-            with pytest.raises(PoolTimeout):
+            with trio.fail_after(60), pytest.raises(PoolTimeout):
                 async with pool.stub(Lab).count() as counting:
                     await counting.receive()
             assert trio.current_time() == 7
@@ -96,7 +96,7 @@ async def test_the_cause_is_the_last_dial_error(autojump_clock: trio.testing.Moc
         raise errors[-1]
 
     async with open_pool(refuse, limits=PoolLimits(acquire_timeout=3)) as pool:
-        with pytest.raises(PoolTimeout, match=r"refusal \d") as caught:
+        with trio.fail_after(60), pytest.raises(PoolTimeout, match=r"refusal \d") as caught:
             await pool.call("Lab.echo", 1)
     assert caught.value.__cause__ is errors[-1]
     assert 2 <= len(errors) <= 4
@@ -132,7 +132,7 @@ async def test_connect_timeout_covers_the_hello(autojump_clock: trio.testing.Moc
 
     limits = PoolLimits(connect_timeout=2, acquire_timeout=2.5)
     async with open_pool(mute, limits=limits) as pool:
-        with pytest.raises(PoolTimeout) as caught:
+        with trio.fail_after(60), pytest.raises(PoolTimeout) as caught:
             await pool.call("Lab.echo", 1)
     assert "connect_timeout" in str(caught.value.__cause__)
     assert trio.current_time() == 2.5

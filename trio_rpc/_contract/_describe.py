@@ -20,7 +20,7 @@ import attrs
 
 from ._annotations import head, item_type, resolve, substitute, type_arguments
 from ._method import Method
-from ._mistakes import STREAM_RESULTS, is_async_iterable
+from ._mistakes import STREAM_RESULTS, check_subject, is_async_iterable, wrapped
 from ._overrides import merged_options, widened
 from ._spec import MethodSpec, ServiceSpec
 
@@ -153,6 +153,7 @@ class _View:
     def __init__(self, alias: Any) -> None:
         self.alias = alias
         self.cls: type = get_origin(alias) or alias
+        _check_members(self.cls)
         self.arguments = type_arguments(alias)
         self.contracts = _contracts(self.cls)
 
@@ -235,6 +236,14 @@ class _View:
         signature = raw.replace(parameters=parameters, return_annotation=hints.get("return", Any))
         _check_shape(described, signature)
         return signature
+
+
+def _check_members(cls: type) -> None:
+    """Refuse `@method` under `@classmethod` and the like: such a method would be served by nobody, without a word."""
+    for ancestor in cls.__mro__:
+        for member in vars(ancestor).values():
+            if isinstance(wrapped(member), Method):
+                check_subject(member)
 
 
 def _found(cls: type, name: str) -> Method:

@@ -20,7 +20,7 @@ from inspect import Parameter
 from types import FunctionType
 from typing import Any
 
-__all__ = ["STREAM_RESULTS", "check_subject", "is_async_iterable", "is_asynchronous", "mistakes"]
+__all__ = ["STREAM_RESULTS", "check_subject", "is_async_iterable", "is_asynchronous", "mistakes", "wrapped"]
 
 STREAM_RESULTS = (AsyncGenerator, AsyncIterator)
 _ITERATORS = (AsyncGenerator, AsyncIterator, AsyncIterable, Generator, Iterator)
@@ -49,6 +49,15 @@ def check_subject(subject: Any) -> None:
     raise TypeError(
         f"@method takes a function defined in a class, not {name} (a {type(subject).__name__}): write `def` or `async def` under it"
     )
+
+
+def wrapped(member: object) -> object:
+    """What a member of a class has under a decorator that methods cannot have, else None."""
+    if isinstance(member, classmethod | staticmethod):
+        return member.__func__
+    if isinstance(member, property):
+        return member.fget
+    return member.func if isinstance(member, functools.cached_property) else None
 
 
 def mistakes(function: Callable[..., Any], heads: Mapping[str, Any], raises: Any, thread: bool | None) -> Iterator[str]:

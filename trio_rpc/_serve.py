@@ -1,0 +1,167 @@
+"""Ways to serve: until drained, for a block, on listeners of one's own, over a single stream."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, TypeAlias
+
+import trio
+
+from ._address import Address, listen
+from ._call import Interceptor
+from ._config import Heartbeat, ServerLimits
+from ._dispatch import Authorize
+from ._server import CODECS, AnyListener, Authenticate, Server, keep_serving
+
+__all__ = ["open_server", "serve", "serve_listeners", "serve_stream"]
+
+Place: TypeAlias = str | AnyListener
+
+
+@asynccontextmanager
+async def open_server(
+    services: object,
+    address: Place | Sequence[Place],
+    *,
+    limits: ServerLimits = ServerLimits(),  # noqa: B008 - frozen
+    heartbeat: Heartbeat = Heartbeat(),  # noqa: B008 - frozen
+    ssl_context: ssl.SSLContext | None = None,
+    authenticate: Authenticate | None = None,
+    authorize: Authorize | None = None,
+    allow_insecure: bool = False,
+    interceptors: Sequence[Interceptor] = (),
+    debug: bool = False,
+    codecs: Sequence[str] = CODECS,
+) -> AsyncIterator[Server]:
+    """Serve for the length of a block; see `serve`. The server is listening when the block begins."""
+    server = Server(
+        services,
+        limits=limits,
+        heartbeat=heartbeat,
+        ssl_context=ssl_context,
+        authenticate=authenticate,
+        authorize=authorize,
+        interceptors=interceptors,
+        debug=debug,
+        codecs=codecs,
+    )
+    several = list(address) if isinstance(address, Sequence) and not isinstance(address, str | bytes) else [address]
+    places = [item if isinstance(item, trio.abc.Listener) else Address.parse(item) for item in several]
+    for place in places:
+        if isinstance(place, Address):
+            _check_exposure(place, ssl_context, authenticate, allow_insecure)
+    listeners = await _listen_all(places)
+    addresses = [str(getattr(listener, "address", None) or repr(listener)) for listener in listeners]
+    async with keep_serving(server, listeners, addresses):
+        yield server
+
+
+async def _listen_all(places: Sequence[Address | AnyListener]) -> Sequence[AnyListener]:
+    """Open all listeners, or none."""
+    listeners: list[AnyListener] = []
+    try:
+        for place in places:
+            listeners += await listen(place) if isinstance(place, Address) else [place]
+    except BaseException:
+        for listener in listeners:
+            await trio.aclose_forcefully(listener)
+        raise
+    return listeners
+
+
+def _check_exposure(
+    address: Address, ssl_context: ssl.SSLContext | None, authenticate: Authenticate | None, allow_insecure: bool
+) -> None:
+    if (address.scheme == "tls") != (ssl_context is not None) and address.scheme != "unix":
+        raise ValueError(
+            f"{address} and ssl_context do not go together: tls:// needs an ssl_context for the server's certificate, "
+            "and tcp:// takes none"
+        )
+    if not (address.is_local or ssl_context is not None or authenticate is not None or allow_insecure):
+        raise ValueError(
+            f"{address} can be reached from other machines without TLS or authentication: give an ssl_context or "
+            "authenticate=, listen on 127.0.0.1, or say allow_insecure=True"
+        )
+
+
+async def serve(
+    services: object,
+    address: Place | Sequence[Place],
+    *,
+    limits: ServerLimits = ServerLimits(),  # noqa: B008 - frozen
+    heartbeat: Heartbeat = Heartbeat(),  # noqa: B008 - frozen
+    ssl_context: ssl.SSLContext | None = None,
+    authenticate: Authenticate | None = None,
+    authorize: Authorize | None = None,
+    allow_insecure: bool = False,
+    interceptors: Sequence[Interceptor] = (),
+    debug: bool = False,
+    codecs: Sequence[str] = CODECS,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve one object or several at one address or several, until drained or cancelled.
+
+    `server = await nursery.start(trio_rpc.serve, WarehouseInventory(db), "tcp://127.0.0.1:7000")` starts it and gives
+    the Server, whose `addresses` have the real ports.
+
+    Args:
+        services: an object with methods under `@trio_rpc.method`, or several of them.
+        address: `tcp://host:port`, `tls://host:port`, `unix:///path`, `unix:@name`, a `trio.abc.Listener` of your own,
+            or several of these. Port 0 takes any free one.
+        limits: sizes and times, see `ServerLimits`.
+        heartbeat: when a silent client is pinged and given up.
+        ssl_context: for `tls://`, with the server's certificate; with `verify_mode = CERT_REQUIRED` for mutual TLS.
+        authenticate: `authenticate(credentials, address)` returns the client's principal or raises Unauthenticated;
+            it may be async. Asked once for each connection, within `handshake_timeout`.
+        authorize: `authorize(peer, method)` says whether this peer may call this method; a plain function.
+        allow_insecure: listen beyond this machine without TLS or authentication.
+        interceptors: wrap every handler; the first is the outermost.
+        debug: send the text and traceback of undeclared exceptions to the caller. Never for strangers.
+        codecs: the codecs that clients may choose from: an allowlist.
+        task_status: for `nursery.start`; it gets the Server once it listens.
+
+    Resource handling: when it returns or raises, no connection, handler or listener is left. Cancelling it cancels
+    and joins the handlers, and tells their callers, before anything is closed.
+
+    Error handling: nothing that a peer or a handler does ends it. OSError if an address cannot be listened on;
+    TypeError for services that cannot be served, ValueError for addresses that cannot be meant.
+    """
+    options: dict[str, Any] = {
+        "limits": limits,
+        "heartbeat": heartbeat,
+        "ssl_context": ssl_context,
+        "authenticate": authenticate,
+        "authorize": authorize,
+        "allow_insecure": allow_insecure,
+        "interceptors": interceptors,
+        "debug": debug,
+        "codecs": codecs,
+    }
+    async with open_server(services, address, **options) as server:
+        task_status.started(server)
+        await server._closed.wait()
+
+
+async def serve_listeners(
+    services: object,
+    listeners: Sequence[AnyListener],
+    *,
+    task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
+    **options: Any,
+) -> None:
+    """Serve what arrives at listeners of your own, whatever streams they accept; `options` as for `serve`."""
+    await serve(services, listeners, task_status=task_status, **options)
+
+
+async def serve_stream(services: object, stream: trio.abc.Stream, **options: Any) -> None:
+    """Serve a single connection over any `trio.abc.Stream` (memory, TLS, a subprocess's pipes) until it ends.
+
+    `options` as for `serve`, and cancelling it does the same. The stream is closed in the end.
+    """
+    try:
+        async with open_server(services, [], **options) as server:
+            await server.attend_apart(stream)
+    finally:
+        await trio.aclose_forcefully(stream)  # Cancelled early, it was never the server's.
