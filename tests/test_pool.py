@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import signal
+import tracemalloc
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import attrs
@@ -26,6 +30,7 @@ from trio_rpc import (
     PoolLimits,
     PoolStatistics,
     PoolTimeout,
+    RpcError,
     method,
     wire,
 )
@@ -970,3 +975,129 @@ async def test_the_repr_tells_the_state(autojump_clock: MockClock) -> None:
         assert repr(world.pool) == (
             f"<Pool {name} (closed): 0 busy, 0 idle, 0 dialling of 3; 0 calls in flight, 0 waiting>"
         )
+
+
+# -- what others do to it ----------------------------------------------------------------------------------------------
+
+
+async def test_a_handler_of_its_own_may_close_the_pool(autojump_clock: MockClock) -> None:
+    """The closing ends that handler, and does not wait for what waits for it."""
+
+    class Switch:
+        @method
+        async def off(self) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.pool.aclose)
+
+        pool: trio_rpc.Pool
+
+    class Operator:
+        @method
+        async def switch_off(self) -> None:
+            await trio_rpc.current_call().peer.stub(Switch).off()
+
+    switch = Switch()
+    async with open_loopback(Operator(), callbacks=switch) as switch.pool:
+        with trio.fail_after(5), pytest.raises(PoolClosed):
+            await switch.pool.stub(Operator).switch_off()
+        await switch.pool.aclose()
+    assert trio.current_time() == 0
+
+
+class Sticky(FaultyStream):
+    """Fails while it closes."""
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        raise OSError("it would not close")
+
+
+async def test_a_stream_that_fails_while_closing_is_logged(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stream of the user's may do so; neither the pool nor the server ends by it."""
+    limits = PoolLimits(max_lifetime=10)
+    async with watchdog(), no_leaks(), open_loopback(Desk(), limits=limits, wrap=Sticky) as pool:
+        for value in range(3):
+            assert await pool.stub(Desk).echo(value) == value
+            await trio.sleep(20)
+    assert pool.statistics().closed_age > 1
+    assert {record.message for record in caplog.records} == {
+        "the stream to MemoryListener.connect failed while closing"
+    }
+
+
+async def test_what_has_found_a_place_is_not_kept(autojump_clock: MockClock) -> None:
+    """A waiter's timeout, which is an hour ahead, holds neither the call nor its payload until then."""
+    async with open_world(max_connections=1, max_in_flight=1, acquire_timeout=3600) as world:
+        await world.stub.echo(0)
+        tracemalloc.start()
+        try:
+            async with trio.open_nursery() as nursery:
+                for _ in range(10):
+                    nursery.start_soon(world.stub.echo, bytes(1_000_000))
+            world.desk.order.clear()
+            gc.collect()
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert world.stats.queued == 10  # The first one waited for the connection.
+        assert kept < 1_000_000
+
+
+async def test_those_outside_learn_that_an_interrupt_has_ended_the_pool(autojump_clock: MockClock) -> None:
+    """KeyboardInterrupt in the user's own dial function: tasks beyond the pool's block do not wait for ever."""
+    told: list[Exception] = []
+
+    async def interrupted() -> trio.abc.Stream:
+        await trio.sleep(1)
+        raise KeyboardInterrupt
+
+    async def wait(what: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await what()
+        except RpcError as exc:
+            told.append(exc)
+
+    async with watchdog(), trio.open_nursery() as nursery:
+        with pytest.raises(BaseExceptionGroup) as caught:
+            async with trio_rpc.open_pool(interrupted, limits=PoolLimits(acquire_timeout=None)) as pool:
+                nursery.start_soon(wait, partial(pool.stub(Desk).echo, 1))
+                nursery.start_soon(wait, pool.wait_connected)
+                await trio.sleep_forever()
+    assert caught.group_contains(KeyboardInterrupt)
+    assert [type(exc) for exc in told] == [PoolClosed, PoolClosed]
+
+
+def test_ctrl_c_reaches_the_callers_and_not_the_writer() -> None:
+    """An interrupt that arrives in the middle of a write is the main task's: the connection's state stays whole."""
+    caught = []
+
+    class Interrupted(FaultyStream):
+        sends = 0
+
+        async def send_all(self, data: Any) -> None:
+            self.sends += 1
+            if self.sends == 2:  # Behind the HELLO.
+                signal.raise_signal(signal.SIGINT)
+            await super().send_all(data)
+
+    async def main() -> None:
+        listener = MemoryListener()
+        async with (
+            trio_rpc.open_server(Desk(), listener),
+            trio_rpc.open_pool(lambda: _wrapped(listener, Interrupted), heartbeat=QUIET) as pool,
+        ):
+            try:
+                await pool.stub(Desk).hold(60)
+            except BaseException as exc:
+                caught.append(type(exc))
+                raise
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert caught == [KeyboardInterrupt]
+
+
+async def _wrapped(listener: MemoryListener, kind: type[FaultyStream]) -> trio.abc.Stream:
+    return kind(await listener.connect())

@@ -27,6 +27,7 @@ from trio_rpc import (
     RpcError,
     method,
 )
+from trio_rpc.testing import MemoryListener
 from trio_rpc.wire import CancelReceived, EndReceived, ItemsReceived, Outcome, RequestReceived
 
 QUIET = trio_rpc.Heartbeat(interval=None)
@@ -508,3 +509,38 @@ async def test_a_good_server_needs_no_retry(autojump_clock: MockClock) -> None:
     async with open_ledger(greet_and_serve) as (ledger, pool):
         assert await post(ledger) == "Ledger.post"
         assert pool.statistics().retries == 0
+
+
+async def test_a_peers_stream_between_two_attempts_learns_that_there_is_none(autojump_clock: MockClock) -> None:
+    """A connection's peer has no other: the consumer is told at once, as the server's timer may end before the pause."""
+
+    class Feed:
+        @method(idempotent=True)
+        async def items(self) -> AsyncGenerator[int, None]:
+            await trio.sleep(1000)
+            yield 0
+
+    class Register:
+        peer: Any = None
+
+        @method
+        async def here(self) -> None:
+            self.peer = trio_rpc.current_call().peer
+
+    register, listener = Register(), MemoryListener()
+
+    async def consume() -> None:
+        with pytest.raises(trio_rpc.PoolClosed) as caught:
+            async with register.peer.stub(Feed).items() as items:
+                await items.receive()
+        assert caught.value.may_have_run
+        assert trio.current_time() == 1
+
+    async with watchdog(), trio.open_nursery() as nursery:
+        async with (
+            trio_rpc.open_server(register, listener, heartbeat=QUIET),
+            trio_rpc.open_pool(listener.connect, services=Feed(), heartbeat=QUIET) as pool,
+        ):
+            await pool.stub(Register).here()
+            nursery.start_soon(consume)
+            await trio.sleep(1)

@@ -4,7 +4,7 @@ Invariants:
 
 1. An id is in its connection's table from before its frame is queued until its terminal frame (or the connection's
    end). So a late reply is told from an invented one, and an id is never reused.
-2. Whatever ends a call does so exactly once, synchronously: `Outgoing.finish`, `Incoming.end`.
+2. Whatever ends a call does so exactly once, synchronously: `Outgoing.finish`, `Connection._end_serving`.
 3. A Cancelled is captured when Trio delivers it and raised again, the same object, once the remote handler's end is
    known or `cancel_wait` has passed. It is never made here and never lost.
 """
@@ -102,7 +102,11 @@ class Outgoing:
         return self.ticket < self.connection.outbox.taken
 
     async def wait(self) -> None:
-        """Park until the call has ended, or until nobody need wait for it. Does not raise."""
+        """Park until the call has ended, or until nobody need wait for it.
+
+        Raises only what Trio delivers at once: Cancelled for a call taken back unsent or not to be joined, and
+        KeyboardInterrupt.
+        """
         if not self.ended:
             self.task = current_task()
             await wait_task_rescheduled(self._abort)
@@ -197,6 +201,9 @@ class Endpoint(Protocol):
 
     def fail(self, call: Incoming, exc: BaseException, *, started: bool) -> None:
         """Answer with a failure."""
+
+    def note_late_failure(self, call: Incoming, exc: BaseException) -> None:
+        """The handler failed when there was nobody left to tell."""
 
 
 class Incoming:
@@ -320,7 +327,9 @@ class Incoming:
 
     def fail(self, exc: BaseException) -> None:
         """The handler raised."""
-        if not self.ended:
+        if self.ended:
+            self.endpoint.note_late_failure(self, exc)
+        else:
             self.endpoint.fail(self, exc, started=True)
 
     def cancelled(self) -> None:

@@ -184,6 +184,11 @@ class ServedMethod:
             code, text, payload = self._failures.dump(exc, debug=self._debug, error_id=error_id)
             call.connection.send_error(call, code, Outcome.FAILED, text, payload)
 
+    def note_late_failure(self, call: Incoming, exc: BaseException) -> None:
+        """Its connection was lost first: the log is the only one to be told."""
+        if not self._is_told(exc):
+            self._log(call, exc)
+
     def _is_told(self, exc: BaseException) -> bool:
         """True if the caller learns all there is to know, so that nothing need be looked up in the log."""
         if isinstance(exc, BaseExceptionGroup):

@@ -163,6 +163,11 @@ class Outbox:
         if self._parked is not None:
             self._wake()
 
+    def progressed(self) -> None:
+        """The transport has taken some of the batch that is being written."""
+        if self.progressed_at is not None:
+            self.progressed_at = trio.current_time()
+
     # -- writing: one task ---------------------------------------------------------------------------------------
 
     async def run(self, send: Callable[[list[Bytes]], Awaitable[None]]) -> None:

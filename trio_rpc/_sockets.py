@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 from trio.lowlevel import notify_closing, wait_readable, wait_writable
@@ -34,6 +34,8 @@ class SocketStream(trio.abc.HalfCloseableStream):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         self.socket = sock
+        self.on_progress: Callable[[], object] = lambda: None
+        """Told whenever the kernel has taken a part of what is being sent, and more is left."""
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next bytes; b"" at the end."""
@@ -72,6 +74,8 @@ class SocketStream(trio.abc.HalfCloseableStream):
                 sent -= len(waiting.pop())
             if sent:
                 waiting[-1] = waiting[-1][sent:]
+            if waiting:
+                self.on_progress()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the kernel takes more bytes."""

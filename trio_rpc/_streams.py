@@ -69,7 +69,7 @@ class ReceiveStream(trio.abc.ReceiveChannel[T], Generic[T]):
 
     `receive` raises EndOfChannel at the end, the peer's error if the stream failed, `trio.ClosedResourceError` after
     the block was left, `trio.BusyResourceError` if two tasks receive at once. It is a checkpoint whenever it takes a
-    new batch from the connection, which is at least once in 64 items.
+    new batch from the connection; this library's batches hold at most 64 items.
 
     Attributes:
         metadata: what the producer sent along so far (its `reply_metadata`).

@@ -30,6 +30,7 @@ class Timer:
         if when < self._sleep.deadline:
             self._sleep.deadline = when
 
+    @trio.lowlevel.enable_ki_protection  # Between two steps of an action, a Ctrl-C would leave half of it undone.
     async def run(self) -> None:
         """Run for ever; the owner cancels."""
         heap = self._heap

@@ -270,3 +270,19 @@ def test_a_keyboard_interrupt_is_not_joined() -> None:
         trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     assert isinstance(caught.value, KeyboardInterrupt) or caught.group_contains(KeyboardInterrupt)
     assert (out_at, lab.log) == ([1], [("ended", 1.5)])
+
+
+async def test_a_nested_call_that_waited_for_a_place_is_nested_all_the_same(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """1: whoever gives it the place, it stays inside four fifths of what the caller of its own handler will wait."""
+    leaf = Lab()
+    async with open_loopback(leaf, limits=PoolLimits(max_in_flight=1, max_connections=1)) as inner:
+        middle = Nested(inner.stub(Lab, cancel_wait=5))
+        async with open_loopback(middle) as pool, trio.open_nursery() as nursery:
+            nursery.start_soon(inner.stub(Lab).sleep, 0.5)
+            await trio.sleep(0.1)
+            with trio.move_on_after(0.9):
+                await pool.stub(Nested).outer(cleanup=5)
+            assert (trio.current_time(), middle.log) == (1.8, [("outer ended", 1.8)])
+            assert (pool.statistics().orphans, inner.statistics().orphans) == (0, 1)

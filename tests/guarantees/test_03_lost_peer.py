@@ -20,7 +20,16 @@ from trio_rpc import (
     open_pool,
     open_server,
 )
-from trio_rpc.testing import Delay, FaultyStream, Freeze, MemoryListener, Recorder, memory_pipe, open_loopback
+from trio_rpc.testing import (
+    Delay,
+    FaultyStream,
+    Freeze,
+    MemoryListener,
+    Recorder,
+    Trickle,
+    memory_pipe,
+    open_loopback,
+)
 from trio_rpc.wire import Hello, Kind
 
 OFF = Heartbeat(interval=None)
@@ -254,3 +263,16 @@ async def test_calls_back_fail_with_the_connection_too(autojump_clock: trio.test
         assert (server.statistics().calling_back, server.statistics().in_flight) == (0, 0)
         assert pool.statistics().serving == 0
         freeze.thaw()
+
+
+async def test_a_slow_link_is_no_dead_peer(autojump_clock: trio.testing.MockClock) -> None:
+    """3: what counts is progress: a large upload at 8 KiB/s takes minutes, and neither ping nor write_timeout ends it."""
+    slow = Trickle(1024, 0.125, direction="sending")
+    listener = MemoryListener(wrap=lambda stream: FaultyStream(stream, slow))
+    async with (
+        open_server(Lab(), listener, heartbeat=Heartbeat()),
+        open_pool(listener.connect, heartbeat=Heartbeat()) as pool,
+    ):
+        assert await pool.stub(Lab).echo("x" * 1_000_000) == "x" * 1_000_000
+        assert trio.current_time() > 120
+        assert pool.statistics().evicted == 0

@@ -12,13 +12,14 @@ import trio
 import trio.testing
 
 from tests.guarantees.kit import Lab, RawClient, numbers
-from tests.scripted import ScriptedPeer
+from tests.scripted import ScriptedPeer, ScriptedServer
 from trio_rpc import (
     Code,
     ConnectError,
     ConnectionLost,
     Draining,
     EncodeError,
+    Heartbeat,
     InvalidArgument,
     Overloaded,
     PermissionDenied,
@@ -36,8 +37,8 @@ from trio_rpc import (
     open_pool,
     open_server,
 )
-from trio_rpc.testing import Cut, FaultyStream, Freeze, MemoryListener, memory_pipe, open_loopback
-from trio_rpc.wire import ErrorReceived, Hello, Outcome, RequestReceived
+from trio_rpc.testing import Cut, Delay, FaultyStream, Freeze, MemoryListener, memory_pipe, open_loopback
+from trio_rpc.wire import ErrorReceived, GoAwayReceived, Hello, Outcome, RequestReceived, method_block
 
 
 class Flaky(Lab):
@@ -396,3 +397,32 @@ async def test_a_pool_closed_under_an_unsent_call_knows_that_it_did_not_run() ->
             nursery.start_soon(call)
             nursery.start_soon(pool.aclose)
     assert False in outcomes
+
+
+async def test_what_comes_behind_a_goodbye_is_not_run(autojump_clock: trio.testing.MockClock) -> None:
+    """4: GOAWAY tells the peer what did not run; so nothing of that is begun while GOAWAY is still on its way out."""
+    lab = Lab()
+    answers: list[Any] = []
+
+    async def calls_back_late(peer: ScriptedPeer) -> None:
+        await peer.greet()
+        await peer.answer(await peer.expect(RequestReceived), None)
+        await trio.sleep(10.2)  # The idle connection says goodbye after 10 s, and half a second later that arrives.
+        await peer.send(peer.protocol.request(method_block("Lab.sleep"), b"\x91\x00")[1])
+        while data := await peer.stream.receive_some():
+            answers.extend(peer.protocol.receive_data(bytes(data)))
+
+    async with trio.open_nursery() as nursery:
+        connect = ScriptedServer(nursery, calls_back_late).connect
+
+        async def dial() -> trio.abc.Stream:
+            return FaultyStream(await connect(), Delay(0.5, direction="sending"))
+
+        limits = PoolLimits(min_connections=0, idle_timeout=10, close_timeout=5)
+        async with open_pool(dial, limits=limits, services=lab, heartbeat=Heartbeat(interval=None)) as pool:
+            await pool.call("Any.thing")
+            await trio.sleep(20)
+    goodbye, refusal = answers
+    assert isinstance(goodbye, GoAwayReceived)
+    assert isinstance(refusal, ErrorReceived)
+    assert (goodbye.last_id, refusal.id, refusal.outcome, lab.log) == (0, 2, Outcome.REFUSED, [])

@@ -112,7 +112,7 @@ async def _echo_large(stub: Lab) -> None:
 
 async def test_small_calls_pass_large_messages(autojump_clock: trio.testing.MockClock) -> None:
     """6: a message of 2 MB goes in chunks, and small calls and pings get in between, with a slow line and no loss."""
-    line = Trickle(64 * KIB, 0.1, direction="sending")  # The large message takes 3 s.
+    line = Trickle(16 * KIB, 0.025, direction="sending")  # The large message takes 3 s.
     heartbeat = Heartbeat(0.5, 1)
     async with open_loopback(
         Lab(), heartbeat=heartbeat, limits=PoolLimits(max_connections=1), wrap=lambda s: FaultyStream(s, line)
@@ -132,7 +132,7 @@ async def test_small_calls_pass_large_messages(autojump_clock: trio.testing.Mock
 
 async def test_large_messages_take_turns(autojump_clock: trio.testing.MockClock) -> None:
     """6: round-robin: a 200 kB request that begins behind one of 3 MB is done long before it."""
-    line = Trickle(64 * KIB, 0.1, direction="sending")
+    line = Trickle(16 * KIB, 0.025, direction="sending")
     order: list[int] = []
     async with open_loopback(Lab(), limits=PoolLimits(max_connections=1), wrap=lambda s: FaultyStream(s, line)) as pool:
 
@@ -150,7 +150,7 @@ async def test_large_messages_take_turns(autojump_clock: trio.testing.MockClock)
 
 async def test_a_cancellation_passes_a_large_message(autojump_clock: trio.testing.MockClock) -> None:
     """6 and 1: CANCEL goes ahead of all that is queued, and what is left of its own request is not sent any more."""
-    line, recorder = Trickle(64 * KIB, 0.1, direction="sending"), Recorder(direction="sending")
+    line, recorder = Trickle(16 * KIB, 0.025, direction="sending"), Recorder(direction="sending")
     slow_answers = Delay(0.5, direction="receiving")
     async with open_loopback(
         Lab(), limits=PoolLimits(max_connections=1), wrap=lambda s: FaultyStream(s, recorder, line, slow_answers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -25,7 +25,7 @@ from trio_rpc import (
     open_server,
 )
 from trio_rpc.testing import MemoryListener, memory_pipe, open_loopback
-from trio_rpc.wire import ErrorReceived, Hello, Kind, Outcome, ResponseReceived
+from trio_rpc.wire import ErrorReceived, Hello, Kind, Outcome, ResponseReceived, method_block
 
 HEADER = struct.Struct(">IIBB")
 LIMITS = ServerLimits(max_in_flight=4, max_frame_size=16 * 1024, max_message_size=64 * 1024, handshake_timeout=5)
@@ -304,3 +304,38 @@ async def _greet_and_leave(client: RawClient) -> None:
     await client.greet()
     await trio.sleep(1)
     await client.stream.aclose()
+
+
+def _unknown(client: RawClient) -> bytes:
+    return client.request("Lab.nothing")
+
+
+def _cut_short(client: RawClient) -> bytes:
+    """A request in chunks that is cancelled behind the first of them."""
+    request_id, (first, _) = client.protocol.request(method_block("Lab.echo"), b"x" * 40_000)
+    return first + client.protocol.cancel(request_id, 1)
+
+
+def _cancelled(client: RawClient) -> bytes:
+    """A request that is cancelled before it can be begun, as the answers to others fill the queue."""
+    return client.request("Lab.echo", "x" * 100) + client.protocol.cancel(client.protocol.last_local_id, 1)
+
+
+@pytest.mark.parametrize("flood", [_unknown, _cut_short, _cancelled])
+async def test_who_does_not_read_the_refusals_is_closed(
+    autojump_clock: trio.testing.MockClock, flood: Callable[[RawClient], bytes]
+) -> None:
+    """7: what is answered without a handler is bounded as well, where nobody takes the answers."""
+    limits = ServerLimits(max_in_flight=16, max_queued_bytes=64 * 1024, write_timeout=None)
+    lab, listener = Lab(), MemoryListener(capacity=4 * 1024)
+    async with open_server(lab, listener, limits=limits, heartbeat=Heartbeat(interval=None)):
+        client = RawClient(await listener.connect())
+        await client.greet()
+        for _ in range(8):
+            await client.send(client.request("Lab.echo", "x" * 30_000))
+        sent = 0
+        with pytest.raises(trio.BrokenResourceError):
+            while sent < 2000:
+                await client.send(flood(client))
+                sent += 1
+        await client.stream.aclose()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgpack
 import pytest
 import trio
 import trio.testing
@@ -12,6 +13,7 @@ from tests.guarantees.kit import Lab, RawClient, numbers
 from trio_rpc import (
     Code,
     Draining,
+    Heartbeat,
     PoolLimits,
     RemoteCancelled,
     ServerLimits,
@@ -22,7 +24,7 @@ from trio_rpc import (
     run_pool,
 )
 from trio_rpc.testing import Delay, FaultyStream, MemoryListener, no_leaks
-from trio_rpc.wire import ErrorReceived, GoAwayReceived, Outcome, ResponseReceived
+from trio_rpc.wire import ErrorReceived, GoAwayReceived, Outcome, ResponseReceived, method_block
 
 
 class Target:
@@ -278,3 +280,24 @@ async def test_over_real_sockets_on_the_same_port() -> None:
             stop.set()
             await trio.sleep(0.1)
             await pool.aclose()
+
+
+async def test_a_refused_request_in_chunks_holds_no_drain_up(autojump_clock: trio.testing.MockClock) -> None:
+    """9: a drain waits for a request that is still arriving, and no longer if that is refused once it is there."""
+    listener = MemoryListener()
+    async with open_server(Lab(), listener, heartbeat=Heartbeat(interval=None)) as server:
+        client = RawClient(await listener.connect())
+        await client.greet()
+        _, (first, rest) = client.protocol.request(method_block("Lab.nothing"), msgpack.packb([b"x" * 100_000]))
+        await client.send(first)
+        await trio.testing.wait_all_tasks_blocked()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.drain, 60)
+            await trio.sleep(1)
+            for chunk in rest or ():
+                await client.send(*map(bytes, chunk))
+            await client.expect(GoAwayReceived)
+            assert (await client.expect(ErrorReceived)).code is Code.UNIMPLEMENTED
+            assert await client.closed()
+        assert trio.current_time() <= 3  # The grace is 60 s; a peer that does not close by itself gets one more.
+        await client.stream.aclose()

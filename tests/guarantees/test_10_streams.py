@@ -11,7 +11,7 @@ import trio.lowlevel
 import trio.testing
 
 from tests.guarantees.kit import Broken, Lab, never, numbers
-from trio_rpc import PoolLimits, RemoteError, ServerLimits, method
+from trio_rpc import Call, Handler, Interceptor, PoolLimits, RemoteError, Reply, ServerLimits, method
 from trio_rpc.testing import open_loopback
 
 
@@ -358,3 +358,39 @@ async def test_both_ways_at_once(autojump_clock: trio.testing.MockClock) -> None
     async with open_loopback(Lab(), limits=limits, server_limits=server_limits, capacity=500) as pool:
         async with pool.stub(Lab).doubled(numbers(2000)) as doubled:
             assert [item async for item in doubled] == [2 * number for number in range(2000)]
+
+
+async def _spoils(call: Call, call_next: Handler) -> Reply:
+    await call_next(call)
+    raise Broken("after the stream was opened")
+
+
+async def _dawdles(call: Call, call_next: Handler) -> Reply:
+    reply = await call_next(call)
+    await trio.sleep(60)
+    return reply
+
+
+async def _twice(call: Call, call_next: Handler) -> Reply:
+    await call_next(call)
+    return await call_next(call)
+
+
+@pytest.mark.parametrize(
+    ("interceptor", "error"), [(_spoils, Broken), (_dawdles, trio.TooSlowError), (_twice, TypeError)]
+)
+@pytest.mark.parametrize("shape", ["down", "both ways"])
+async def test_a_stream_whose_block_is_never_entered_is_left_too(
+    autojump_clock: trio.testing.MockClock, interceptor: Interceptor, error: type[Exception], shape: str
+) -> None:
+    """10: if an interceptor fails once the stream is open, its handler is cancelled and joined, and its place free."""
+    lab = Lab()
+    async with open_loopback(lab, interceptors=[interceptor]) as pool:
+        stream = pool.stub(Lab).count() if shape == "down" else pool.stub(Lab).doubled(numbers(5))
+        with pytest.raises(error), trio.fail_after(1):
+            async with stream:
+                raise AssertionError("the block was entered")
+        await trio.testing.wait_all_tasks_blocked()
+        stats = pool.statistics()
+        assert (stats.in_flight, stats.waiting, stats.orphans) == (0, 0, 0)
+        assert lab.words.count("cleaned") == (lab.produced > 0)
