@@ -26,7 +26,7 @@ LAYERS = {
         *("_generators", "_local", "_crew", "_streams", "_calls", "_connection"),
     },
     "many peers": {"_credentials", "_address", "_backoff", "_placement", "_waiting"},
-    "a call": {"_call", "_methods", "_outcomes", "_trial"},
+    "a call": {"_call", "_methods", "_options", "_outcomes", "_trial"},
     # The pool is here, as it is one of the two things that are called; what it decides is in "many peers".
     "endpoints": {
         "_stub",

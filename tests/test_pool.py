@@ -1004,6 +1004,13 @@ async def test_a_handler_of_its_own_may_close_the_pool(autojump_clock: MockClock
     assert trio.current_time() == 0
 
 
+async def test_a_stub_says_whose_it_is(autojump_clock: MockClock) -> None:
+    """Its repr names the contract, and shows the pool behind it."""
+    async with open_loopback(Desk()) as pool:
+        await pool.connect()
+        assert repr(pool.stub(Desk)) == f"<stub of Desk over {pool!r}>"
+
+
 class Sticky(FaultyStream):
     """Fails while it closes."""
 

@@ -25,11 +25,11 @@ from ._context import CURRENT
 from ._contract import Shape
 from ._errors import DecodeError, RpcError
 from ._methods import RemoteMethod, untyped
+from ._options import CallOptions
 from ._outcomes import error_of, expired_remotely
 from ._scope import hidden_nursery
 from ._statistics import CallerCounters
 from ._streaming import Feeder, StreamCall
-from ._stub import CallOptions
 from ._timer import Timer
 from ._trial import Trial
 from ._util import locate
@@ -49,6 +49,7 @@ class Caller:
     def __init__(
         self,
         *,
+        describe: Callable[[], str],
         pick: Callable[[], Connection | None],
         wanted: Callable[[], object],
         codec: str,
@@ -61,6 +62,7 @@ class Caller:
         interceptors: Sequence[Interceptor] = (),
         rng: Callable[[], float] = random.random,
     ) -> None:
+        self._describe = describe
         self._pick = pick
         self._wanted = wanted
         self.codec = codec
@@ -77,6 +79,9 @@ class Caller:
         self.restarting: dict[StreamCall, None] = {}
         """Streams between two attempts, in order."""
         self.rng = rng
+
+    def __repr__(self) -> str:
+        return self._describe()
 
     def by_name(self, name: str, shape: Shape) -> RemoteMethod:
         """A method without a contract, compiled once. Raises ValueError for what is no name."""

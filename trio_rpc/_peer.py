@@ -48,6 +48,7 @@ class Peer(Target):
         self._line = WaitingLine(timer, max_waiting, lambda: (f"all places of {connection!r} are taken", None))
         super().__init__(
             Caller(
+                describe=self.__repr__,
                 pick=self._pick,
                 wanted=lambda: None,
                 codec=codec,

@@ -77,6 +77,7 @@ class Pool(Target):
         self._line = WaitingLine(self._timer, limits.max_waiting, self._why_waiting)
         super().__init__(
             Caller(
+                describe=self.__repr__,
                 pick=self._pick,
                 wanted=self._wanted,
                 codec=codec,
@@ -106,10 +107,9 @@ class Pool(Target):
         self._pool_counters = PoolCounters()
         self._ready: list[Connection] = []
         self._closing_connections: set[Connection] = set()
-        self._dialling = 0
         self._redial = redial
         self._over: RpcError | None = None
-        self._failures = 0
+        self._dialling = self._failures = 0
         self._next_dial_at = -math.inf
         self._last_error: BaseException | None = None
         self._nursery: trio.Nursery | None = None

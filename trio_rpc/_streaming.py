@@ -13,6 +13,7 @@ from ._calls import Outgoing
 from ._errors import DecodeError, EncodeError, RemoteError, RpcError
 from ._generators import as_generator, drive
 from ._methods import RemoteMethod
+from ._options import CallOptions
 from ._outcomes import error_of, expired_remotely
 from ._scope import hidden_nursery
 from ._streams import Outbound, ReceiveStream
@@ -22,7 +23,6 @@ from ._waiting import Attempt
 
 if TYPE_CHECKING:
     from ._caller import Caller
-    from ._stub import CallOptions
 
 __all__ = ["Feeder", "StreamCall"]
 

@@ -15,11 +15,11 @@ import trio
 from ._backoff import delay_before
 from ._errors import Code, ConnectionLost, Overloaded, RemoteCancelled, RpcError
 from ._methods import RemoteMethod
+from ._options import CallOptions
 from ._outcomes import surely_not_run
 
 if TYPE_CHECKING:
     from ._caller import Caller
-    from ._stub import CallOptions
 
 __all__ = ["Trial"]
 
