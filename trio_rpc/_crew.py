@@ -221,7 +221,7 @@ class Crew:
                     self._assign(job)
                     continue
                 job.scope = scope
-                if job.deadline != math.inf:
+                if scope.deadline != job.deadline:  # Setting it costs as much as a small call's decoding.
                     scope.deadline = job.deadline
                 coro = job.begin()
                 if coro is not None:
@@ -245,14 +245,15 @@ class Crew:
                         return await _resume(job.context, coro, trap)
                     if scope.cancel_called:
                         return None
-                if scope.deadline != math.inf:
-                    scope.deadline = math.inf
                 count += 1
                 if count == 1:
                     run_until = trio.current_time() + RUN_SECONDS
                 elif count >= RUN_CALLS or trio.current_time() >= run_until:
+                    scope.deadline = math.inf
                     await checkpoint()
                     count = 0
+            if scope.deadline != math.inf:
+                scope.deadline = math.inf
             if not await self._read():
                 await trio.sleep_forever()  # The connection is being ended: its scope is cancelled by now.
 
