@@ -301,14 +301,14 @@ async def test_wait_for_ready_waits_as_long_as_it_takes(autojump_clock: MockCloc
         assert trio.current_time() == world.dialler.at[-1] > 20
 
 
-async def test_waiting_time_is_counted(autojump_clock: MockClock) -> None:
-    """`queued` and `wait_seconds` tell how much the calls waited, in all."""
+async def test_waiting_and_usage_are_counted(autojump_clock: MockClock) -> None:
+    """`queued` and `wait_seconds` tell how much the calls waited, `usage_seconds` how long they held their places."""
     async with open_world(max_connections=1, max_in_flight=1) as world:
         await world.pool.wait_connected()
         async with trio.open_nursery() as nursery:
             for _ in range(3):
                 nursery.start_soon(world.stub.hold, 2)
-        assert (world.stats.queued, world.stats.wait_seconds) == (2, 2 + 4)
+        assert (world.stats.queued, world.stats.wait_seconds, world.stats.usage_seconds) == (2, 2 + 4, 3 * 2)
 
 
 # -- failing dials -----------------------------------------------------------------------------------------------------
@@ -895,6 +895,7 @@ async def test_statistics_of_a_short_life(autojump_clock: MockClock) -> None:
             "requests": 3,
             "queued": 1,
             "wait_seconds": 4.0,
+            "usage_seconds": 1.0,
             "errors": 1,
             "retries": 0,
             "timeouts": 0,

@@ -53,6 +53,7 @@ class Outgoing:
         "outbound",
         "parent",
         "received",
+        "started_at",
         "stopping",
         "task",
         "terminal",
@@ -66,6 +67,8 @@ class Outgoing:
         self.cancel_wait: float = cancel_wait
         self.parent: CallContext | None = parent
         """The call being served here that this one is nested in."""
+        self.started_at: float = trio.current_time()
+        """When it took its place on the connection."""
         self.id: int = 0
         self.ticket: int = 0
         self.task: Task | None = None

@@ -242,10 +242,12 @@ class Connection:
         self.closed = True
         self.cause = cause
         self._watch.stop()
+        now = trio.current_time()
         calls, self.calls = self.calls, {}
         for call in calls.values():
             if call.orphan:
                 self.counters.orphans -= 1
+            self.counters.usage_seconds += now - call.started_at
             call.finish(None, self._lost_error(call, cause))
         for serving in self.serving.values():
             serving.ended = True
@@ -421,6 +423,7 @@ class Connection:
     def _end_call(self, call: Outgoing, event: ResponseReceived | ErrorReceived | EndReceived) -> None:
         if call.orphan:
             self.counters.orphans -= 1
+        self.counters.usage_seconds += self._watch.heard_at - call.started_at
         self.outbox.stop_sending(call.id)
         call.finish(event)
         self._tell_room()

@@ -148,6 +148,7 @@ class Pool(Target):
             requests=counters.requests,
             queued=line.queued,
             wait_seconds=line.wait_seconds,
+            usage_seconds=connections.usage_seconds,
             errors=counters.errors,
             retries=counters.retries,
             timeouts=line.timeouts,

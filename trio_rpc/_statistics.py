@@ -47,6 +47,8 @@ class PoolStatistics:
     """Calls that had to wait for a place."""
     wait_seconds: float
     """Time spent waiting for a place, in all."""
+    usage_seconds: float
+    """Time that calls held a place on a connection, in all; divided by the time, it is the mean of `in_flight`."""
     errors: int
     """Calls that ended with an error."""
     retries: int
@@ -155,6 +157,8 @@ class ConnectionCounters:
 
     calls: int = 0
     """Calls begun by this side."""
+    usage_seconds: float = 0.0
+    """Time that calls of this side held their places, in all."""
     orphans: int = 0
     """Calls given up after `cancel_wait` whose handler has not ended yet."""
     late_replies: int = 0
