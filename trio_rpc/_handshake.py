@@ -6,10 +6,11 @@ client's certificate shows only at the client's first read.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import trio
 
+from ._config import Heartbeat, Limits
 from ._errors import (
     Code,
     ConnectError,
@@ -23,9 +24,25 @@ from ._errors import (
 from ._tls import is_final, why
 from .wire import PREFACE, Event, GoAwayReceived, Hello, HelloReceived, Protocol
 
-__all__ = ["answer", "greet"]
+__all__ = ["answer", "greet", "introduction"]
 
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+def introduction(codec: str, limits: Limits, heartbeat: Heartbeat, services: Iterable[str]) -> Hello:
+    """What either side says of itself; the dialler adds its credentials."""
+    return Hello(
+        codecs=(codec,),
+        max_in_flight=limits.max_in_flight,
+        max_frame_size=limits.max_frame_size,
+        max_message_size=limits.max_message_size,
+        max_metadata_size=limits.max_metadata_size,
+        stream_window=limits.stream_window,
+        stream_window_items=limits.stream_window_items,
+        ping_interval=heartbeat.interval,
+        ping_timeout=heartbeat.timeout,
+        services=tuple(services),
+    )
 
 
 async def greet(stream: trio.abc.Stream, protocol: Protocol, address: str) -> list[Event]:

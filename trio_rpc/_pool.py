@@ -34,7 +34,7 @@ from ._contract import describe_services
 from ._credentials import Credentials, checked, resolve
 from ._dispatch import compile_services
 from ._errors import ConnectError, PoolClosed, RpcError, Unauthenticated
-from ._handshake import greet
+from ._handshake import greet, introduction
 from ._peer import Peer
 from ._placement import dials_wanted, least_in_flight
 from ._scope import hidden_nursery
@@ -331,20 +331,8 @@ class Pool(Target):
         return connection
 
     async def _hello(self) -> Hello:
-        heartbeat = self.heartbeat
-        return Hello(
-            codecs=(self.codec,),
-            max_in_flight=self.limits.max_in_flight,
-            max_frame_size=self.limits.max_frame_size,
-            max_message_size=self.limits.max_message_size,
-            max_metadata_size=self.limits.max_metadata_size,
-            stream_window=self.limits.stream_window,
-            stream_window_items=self.limits.stream_window_items,
-            ping_interval=heartbeat.interval,
-            ping_timeout=heartbeat.timeout,
-            credentials=await resolve(self._credentials),
-            services=self._service_names,
-        )
+        hello = introduction(self.codec, self.limits, self.heartbeat, self._service_names)
+        return attrs.evolve(hello, credentials=await resolve(self._credentials))
 
     def _note_dial_failure(self, error: RpcError) -> None:
         self._pool_counters.connect_errors += 1

@@ -27,7 +27,7 @@ from ._connection import Connection
 from ._contract import describe_services
 from ._dispatch import Authorize, compile_services
 from ._errors import ConnectError, ConnectionFailed, RpcError, Unauthenticated
-from ._handshake import answer
+from ._handshake import answer, introduction
 from ._peer import Peer
 from ._scope import hidden_nursery
 from ._statistics import ConnectionCounters, ServerCounters, ServerStatistics
@@ -313,18 +313,7 @@ class Server:
             raise Unauthenticated("the credentials could not be checked") from exc
 
     def _hello(self, codec: str) -> Hello:
-        return Hello(
-            codecs=(codec,),
-            max_in_flight=self.limits.max_in_flight,
-            max_frame_size=self.limits.max_frame_size,
-            max_message_size=self.limits.max_message_size,
-            max_metadata_size=self.limits.max_metadata_size,
-            stream_window=self.limits.stream_window,
-            stream_window_items=self.limits.stream_window_items,
-            ping_interval=self.heartbeat.interval,
-            ping_timeout=self.heartbeat.timeout,
-            services=tuple(spec.name for spec in self._specs),
-        )
+        return introduction(codec, self.limits, self.heartbeat, (spec.name for spec in self._specs))
 
     def _make_connection(self, stream: trio.abc.Stream, protocol: Protocol, address: str, principal: Any) -> Connection:
         codec = protocol.local.codecs[0]
