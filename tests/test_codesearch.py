@@ -530,10 +530,13 @@ def test_hello() -> None:
     """The smallest example: a server process greets a client process, and ends on Ctrl-C."""
     server = [sys.executable, "-m", "examples.hello.server", "tcp://127.0.0.1:0"]
     with subprocess.Popen(server, cwd=ROOT, env=QUIET, stdout=subprocess.PIPE, text=True) as process:
-        address = wait_for(process, "serving at").split()[-1]
-        client = [sys.executable, "-m", "examples.hello.client", address]
-        done = subprocess.run(client, cwd=ROOT, env=QUIET, capture_output=True, text=True, timeout=30, check=True)
-        assert done.stdout == "Hello, Ada!\n"
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=10)[0] == "stopped\n"
-        assert process.returncode == 0
+        try:
+            address = wait_for(process, "serving at").split()[-1]
+            client = [sys.executable, "-m", "examples.hello.client", address]
+            done = subprocess.run(client, cwd=ROOT, env=QUIET, capture_output=True, text=True, timeout=30, check=True)
+            assert done.stdout == "Hello, Ada!\n"
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=10)[0] == "stopped\n"
+            assert process.returncode == 0
+        finally:
+            process.kill()  # Or leaving the block would wait for a server that nobody stops.

@@ -90,7 +90,7 @@ def test_junk_is_refused(name: str, junk: str) -> None:
 @settings(max_examples=300)
 def test_random_bytes_raise_nothing_else(data: bytes) -> None:
     """Whatever the bytes and the type, the answer is a value or DecodeError."""
-    for name in ("msgpack", "json"):
+    for name in ("msgpack", "msgpack alone", "json"):
         for type_ in TYPES:
             try_to_decode(name, type_, data)
 
@@ -114,7 +114,8 @@ def test_well_formed_values_of_the_wrong_type_raise_nothing_else(value: Any, cut
     packed = msgpack.packb(value)
     dumped = json.dumps(value, default=repr).encode()
     for type_ in TYPES:
-        try_to_decode("msgpack", type_, packed[: len(packed) - cut])
+        for name in ("msgpack", "msgpack alone"):
+            try_to_decode(name, type_, packed[: len(packed) - cut])
         try_to_decode("json", type_, dumped[: len(dumped) - cut])
 
 
@@ -130,7 +131,7 @@ def try_to_decode(name: str, type_: Any, data: bytes) -> None:
 
 def nested(name: str, depth: int, kind: str) -> bytes:
     """A payload of `depth` containers inside each other."""
-    if name == "msgpack":
+    if name != "json":
         return {"list": b"\x91", "map": b"\x81\xa1a", "array16": b"\xdc\x00\x01"}[kind] * depth + b"\xc0"
     opening, closing = {"list": (b"[", b"]"), "map": (b'{"a":', b"}"), "array16": (b'["]", ', b"]")}[kind]
     return opening * depth + b"null" + closing * depth
@@ -237,3 +238,23 @@ def test_an_error_leaves_the_codec_usable(codec: str) -> None:
         with pytest.raises(EncodeError):
             carrier.encode(bad)
         assert carrier.encode([1, 2])[0] == good
+
+
+made: list[int] = []
+
+
+@attrs.frozen
+class Older:
+    inner: Older | None = None
+    new: int = attrs.field(default=0, validator=lambda *_: made.append(1))
+
+
+def test_a_field_missing_at_every_level_does_not_multiply_the_work(codec: str) -> None:
+    """What stands before it is loaded once: else twelve levels would make four thousand objects."""
+    value: dict[str, Any] = {}
+    for _ in range(12):
+        value = {"inner": value}
+    payload, _ = adapter_for(codec).carrier(Any).encode(value)
+    made.clear()
+    assert adapter_for(codec).carrier(Older).decode(payload, ()).inner is not None
+    assert len(made) == 13

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import cattrs
 
 from .._errors import DecodeError, EncodeError
 from ._arguments import ArgumentsCarrier, ParameterLike
 from ._base import Buffer, Codec, get, receiving, sending
-from ._containers import each
+from ._containers import array_form
 from ._converter import Types
-from ._forms import Form, as_is
-from ._misfit import expected, misfit
+from ._fast import fast_of
+from ._forms import Form
+from ._misfit import misfit
 from ._records import Fields
 
 __all__ = ["Adapter", "Carrier", "adapter_for"]
-
-T = TypeVar("T")
 
 
 class Carrier:
@@ -30,49 +29,59 @@ class Carrier:
 
     def __init__(self, codec: Codec, form: Form) -> None:
         self._codec = codec
-        self._form = form
-        self._simple = form.untyped or form.exact is not None
+        self._form = form  # whose id names this carrier
+        self._exact, self._dump, self._load = form.exact, form.dump, form.load
+        self._untyped, self._buffers = form.untyped, form.buffers
+        self._items = array_form("an array of items", form, (object,), list)
+        fast = fast_of(codec)
+        self._encode = (fast.encoder([form]) if fast else None) or codec.encode
+        self._read, self._read_many = (fast.reader(form), fast.reader(self._items)) if fast else (None, None)
 
     def encode(self, value: Any) -> tuple[bytes, list[Buffer]]:
         """Return payload and buffers. EncodeError if the value is not of the type, or cannot be sent."""
         blobs: list[Buffer] = []
-        form = self._form
-        if type(value) is not form.exact and form.dump is not as_is:
-            value = self._dump(form.dump, value, blobs)
-        return self._codec.encode(value, blobs), blobs
+        if type(value) is not self._exact and not self._untyped:
+            try:
+                value = sending(self._dump, value, blobs) if self._buffers else self._dump(value)
+            except Exception as error:  # a user's own hook may raise anything
+                raise EncodeError(misfit(error).at("$")) from error
+        return self._encode(value, blobs), blobs
 
     def decode(self, payload: bytes | memoryview, blobs: Sequence[bytes]) -> Any:
         """Return the value. DecodeError if the payload is not well-formed, breaks a limit, or is not of the type."""
+        if self._read is not None and not blobs:
+            try:
+                return self._read(payload)
+            except Exception:  # the way below knows better, or says what is wrong
+                pass
         value = self._codec.decode(payload, blobs)
-        form = self._form
-        if type(value) is form.exact or form.load is as_is:
+        if type(value) is self._exact or self._untyped:
             return value
-        return self._load(form.load, value, blobs)
+        try:
+            return receiving(self._load, value, blobs) if blobs else self._load(value)
+        except Exception as error:  # a user's own hook may raise anything
+            raise DecodeError(misfit(error).at("$")) from error
 
     def encode_many(self, values: Sequence[Any]) -> tuple[bytes, list[Buffer]]:
         """Return one payload for several values, and their buffers; errors as in `encode`."""
         blobs: list[Buffer] = []
-        form = self._form
-        wire = list(values) if form.untyped else self._dump(lambda them: each(them, form.dump), values, blobs)
-        return self._codec.encode(wire, blobs), blobs
+        try:
+            wire = sending(self._items.dump, values, blobs)
+        except Exception as error:  # a user's own hook may raise anything
+            raise EncodeError(misfit(error).at("$")) from error
+        return self._encode(wire, blobs), blobs
 
     def decode_many(self, payload: bytes | memoryview, blobs: Sequence[bytes]) -> list[Any]:
         """Return what `encode_many` was given; errors as in `decode`."""
+        if self._read_many is not None and not blobs:
+            try:
+                items: list[Any] = self._read_many(payload)
+                return items
+            except Exception:  # the way below knows better, or says what is wrong
+                pass
         wire = self._codec.decode(payload, blobs)
-        if type(wire) is not list:
-            raise DecodeError(expected("an array of items", wire).at("$"))
-        form = self._form
-        return wire if form.untyped else self._load(lambda them: each(them, form.load), wire, blobs)
-
-    def _dump(self, hook: Callable[[Any], T], value: Any, blobs: list[Buffer]) -> T:
         try:
-            return sending(hook, value, blobs)
-        except Exception as error:  # a user's own hook may raise anything
-            raise EncodeError(misfit(error).at("$")) from error
-
-    def _load(self, hook: Callable[[Any], T], value: Any, blobs: Sequence[bytes]) -> T:
-        try:
-            return receiving(hook, value, blobs)
+            return receiving(self._items.load, wire, blobs)
         except Exception as error:  # a user's own hook may raise anything
             raise DecodeError(misfit(error).at("$")) from error
 

@@ -9,16 +9,20 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Iterator
-from typing import Any, get_args, get_origin
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias, get_origin
 
 import attrs
 
-from ._forms import Form, FormOf, as_is
+from ._forms import Form, FormOf, Parts, as_is, field_form
 from ._generics import field_types
-from ._misfit import Misfit, below, describe, expected, name_of, step
+from ._misfit import Misfit, below, expected, name_of, step
+from ._typed_dicts import typed_dict_form
 
-__all__ = ["Field", "class_form", "declared", "dump_fields", "fields_of", "has_fields", "load_fields"]
+__all__ = ["Field", "class_form", "declared", "dump_fields", "dump_rows", "fields_of", "has_fields", "load_fields"]
+
+Row: TypeAlias = tuple[str, type | None, Callable[[Any], Any]]
+"""A field's name, the class whose own instances need no hook, and the hook: what a loop unpacks in one step."""
 
 
 @attrs.frozen
@@ -89,16 +93,9 @@ def fields_of(type_: Any, form_of: FormOf) -> list[Field]:
     if attrs.has(cls):  # `attrs.field(type=...)` is no annotation
         types = {field.name: field.type for field in attrs.fields(cls) if field.type} | types
     return [
-        Field(name, parameter, _field_form(type_, name, types.get(name, Any), form_of), default)
+        Field(name, parameter, field_form(type_, name, types.get(name, Any), form_of), default)
         for name, parameter, default in declared(cls)
     ]
-
-
-def _field_form(type_: Any, name: str, annotation: Any, form_of: FormOf) -> Form:
-    try:
-        return form_of(annotation)
-    except TypeError as error:
-        raise TypeError(f"field {name!r} of {name_of(type_)}: {error}") from error
 
 
 def class_form(type_: Any, begun: Callable[[Form], None], form_of: FormOf) -> Form:
@@ -108,44 +105,106 @@ def class_form(type_: Any, begun: Callable[[Form], None], form_of: FormOf) -> Fo
     """
     cls = get_origin(type_) or type_
     if typing.is_typeddict(cls):
-        return _typed_dict_form(type_, begun, form_of)
-    name = name_of(type_)
-    fields: list[Field] = []
-
-    def load(value: Any) -> Any:
-        if type(value) is not dict:
-            raise expected(name, value)
-        arguments = load_fields(fields, value)
-        try:
-            return cls(**arguments)
-        except Exception as error:  # validators and the like may raise anything
-            raise Misfit(f"{name} refused its fields: {_reason(error)}") from error
-
-    def dump(value: Any) -> dict[str, Any]:
-        if type(value) is not cls:
-            raise _wrong_class(cls, name, value)
-        return dump_fields(fields, value)
-
-    form = Form(name, dump, load, {"map"}, (cls,))
+        return typed_dict_form(type_, begun, form_of)
+    record = _Record(cls, name_of(type_))
+    form = Form(record.name, record.dump, record.load, {"map"}, (cls,))
     begun(form)
-    fields.extend(field for field in fields_of(type_, form_of) if field.parameter)
+    record.learn([field for field in fields_of(type_, form_of) if field.parameter])
+    form.buffers = any(field.form.buffers for field in record.fields)
+    form.parts = Parts(
+        "fields", [field.form for field in record.fields], record.make, [field.name for field in record.fields]
+    )
     return form
 
 
-def _reason(error: Exception) -> str:
-    text = str(error.args[0]) if error.args else type(error).__name__
-    return text[:200]
+class _Record:
+    """The two hooks of a class with fields.
+
+    A field whose value needs no hook costs one look at its class, in a loop over tuples: measured, such a loop is
+    within 0.1 us of code generated for the class. An instance is made from positional values where the class takes
+    its fields in their order: 0.2 us less for three fields.
+    """
+
+    def __init__(self, cls: Any, name: str) -> None:
+        self.cls = cls
+        self.name = name
+        self.fields: list[Field] = []
+        self._dumps: list[Row] = []
+        self._loads: list[Row] = []
+        self.make: Callable[..., Any] = cls
+
+    def learn(self, fields: list[Field]) -> None:
+        """Complete the hooks."""
+        self.fields = fields
+        self._dumps = dump_rows(fields)
+        self._loads = [(field.name, field.form.exact, field.form.load) for field in fields]
+        if not _takes_in_order(self.cls, [field.parameter for field in fields]):
+            self.make = lambda *values: self.cls(**self._named(values))
+
+    def dump(self, value: Any) -> dict[str, Any]:
+        """Return the fields as a map of plain values."""
+        if type(value) is not self.cls:
+            raise _wrong_class(self.cls, self.name, value)
+        return dump_fields(self._dumps, value)
+
+    def load(self, value: Any) -> Any:
+        """Return an instance made of a map of plain values."""
+        if type(value) is not dict:
+            raise expected(self.name, value)
+        values: list[Any] = []
+        name = ""
+        try:
+            for name, exact, load in self._loads:
+                item = value[name]
+                values.append(item if type(item) is exact else load(item))
+        except Exception as error:  # a user's own hook may raise anything
+            if name in value:
+                raise below(error, step(name)) from None
+            return self._load_sparse(value, values)
+        try:
+            return self.make(*values)
+        except Exception as error:  # validators and the like may raise anything
+            raise self._refused(error) from error
+
+    def _load_sparse(self, value: dict[Any, Any], values: list[Any]) -> Any:
+        """Go on behind `values`, as a field is missing. Nothing is loaded twice: in nested maps that would double."""
+        arguments = self._named(values) | load_fields(self.fields[len(values) :], value)
+        try:
+            return self.cls(**arguments)
+        except Exception as error:  # validators and the like may raise anything
+            raise self._refused(error) from error
+
+    def _named(self, values: Iterable[Any]) -> dict[str, Any]:
+        return {field.parameter: value for field, value in zip(self.fields, values, strict=False)}
+
+    def _refused(self, error: Exception) -> Misfit:
+        text = str(error.args[0]) if error.args else type(error).__name__
+        return Misfit(f"{self.name} refused its fields: {text[:200]}")
 
 
-def dump_fields(fields: list[Field], value: Any) -> dict[str, Any]:
+def _takes_in_order(cls: Any, parameters: list[str]) -> bool:
+    """Whether an instance can be made from positional values."""
+    try:
+        known = list(inspect.signature(cls).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    taken = [parameter.name for parameter in known if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    return taken[: len(parameters)] == parameters == [parameter.name for parameter in known[: len(parameters)]]
+
+
+def dump_rows(fields: list[Field]) -> list[Row]:
+    """Return what `dump_fields` asks for."""
+    return [(field.name, field.form.exact, field.form.dump) for field in fields]
+
+
+def dump_fields(rows: list[Row], value: Any) -> dict[str, Any]:
     """Return the fields of `value` as a map of plain values."""
     out: dict[str, Any] = {}
     name = ""
     try:
-        for field in fields:
-            name, form = field.name, field.form
+        for name, exact, dump in rows:
             item = getattr(value, name)
-            out[name] = item if type(item) is form.exact else form.dump(item)
+            out[name] = item if type(item) is exact else dump(item)
     except Exception as error:  # a user's own hook may raise anything
         raise below(error, step(name)) from None
     return out
@@ -172,60 +231,6 @@ def load_fields(fields: list[Field], value: dict[Any, Any]) -> dict[str, Any]:
                 out[field.parameter or name] = item if type(item) is form.exact else form.load(item)
             elif field.default is None:
                 raise Misfit("this required field is missing")
-    except Exception as error:  # a user's own hook may raise anything
-        raise below(error, step(name)) from None
-    return out
-
-
-def _typed_dict_form(type_: Any, begun: Callable[[Form], None], form_of: FormOf) -> Form:
-    cls = get_origin(type_) or type_
-    name = name_of(type_)
-    forms: dict[str, Form] = {}
-    required: set[str] = set()
-
-    def dump(value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise expected(name, value)
-        for key in value:
-            if key not in forms:
-                raise Misfit(f"{name} has no key {describe(key)}")
-        return _typed_items(value, {key: form.dump for key, form in forms.items()}, required)
-
-    def load(value: Any) -> dict[str, Any]:
-        if type(value) is not dict:
-            raise expected(name, value)
-        return _typed_items(value, {key: form.load for key, form in forms.items()}, required)
-
-    form = Form(name, dump, load, {"map"}, (dict,))
-    begun(form)
-    for key, declared in field_types(type_).items():
-        annotation, needed = _requirement(declared, key in cls.__required_keys__)
-        forms[key] = _field_form(type_, key, annotation, form_of)
-        if needed:
-            required.add(key)
-    return form
-
-
-def _requirement(annotation: Any, needed: bool) -> tuple[Any, bool]:
-    """Take `Required[...]` and its like off; with postponed annotations only they tell what is required."""
-    while (origin := get_origin(annotation)) is not None:
-        special = getattr(origin, "_name", None) or getattr(origin, "__name__", "")
-        if special not in ("Required", "NotRequired", "ReadOnly"):
-            break
-        needed = {"Required": True, "NotRequired": False}.get(special, needed)
-        (annotation,) = get_args(annotation)
-    return annotation, needed
-
-
-def _typed_items(value: dict[Any, Any], hooks: dict[str, Callable[[Any], Any]], required: set[str]) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    name = ""
-    try:
-        for name, hook in hooks.items():
-            if name in value:
-                out[name] = hook(value[name])
-            elif name in required:
-                raise Misfit("this required key is missing")
     except Exception as error:  # a user's own hook may raise anything
         raise below(error, step(name)) from None
     return out

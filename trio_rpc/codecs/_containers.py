@@ -8,36 +8,43 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from ._forms import Form, Key
+from ._forms import Form, Key, Parts
 from ._misfit import Misfit, below, expected, step
 
 __all__ = ["array_form", "map_form", "tuple_form"]
 
 
 def array_form(name: str, item: Form, accepted: tuple[type, ...], build: Callable[[list[Any]], Any]) -> Form:
-    """Return the form of a collection of any length, which travels as an array."""
+    """Return the form of a collection of any length, which travels as an array.
+
+    Where the classes of all items say that none needs its hook, no loop runs in Python.
+    """
     dump_item, load_item = item.dump, item.load
-    same, exact = item.untyped, {item.exact}
+    same, known, passes = item.untyped, bool(item.unchanged), item.unchanged.issuperset
 
     def dump(value: Any) -> Any:
         fits = isinstance(value, accepted)
         if not fits:
             raise expected(name, value)
-        if same or exact.issuperset(map(type, value)):
-            return value if isinstance(value, list) else list(value)
+        if same or (known and passes(map(type, value))):
+            return value if type(value) is list else list(value)
         return each(value, dump_item)
 
     def load(value: Any) -> Any:
         if type(value) is not list:
             raise expected(name, value)
-        if not (same or exact.issuperset(map(type, value))):
+        if not (same or (known and passes(map(type, value)))):
             value = each(value, load_item)
+        if build is list:
+            return value
         try:
-            return value if build is list else build(value)
+            return build(value)
         except TypeError as error:
             raise Misfit(f"its items cannot be in a {name}: {error}") from None
 
-    return Form(name, dump, load, {"array"}, accepted, exact=list if same and accepted == (list,) else None)
+    exact = list if same and accepted == (list,) else None
+    parts = Parts("list", [item], None if build is list else build)
+    return Form(name, dump, load, {"array"}, accepted, exact=exact, buffers=item.buffers, parts=parts)
 
 
 def each(values: Collection[Any], hook: Callable[[Any], Any]) -> list[Any]:
@@ -76,7 +83,8 @@ def tuple_form(name: str, items: list[Form]) -> Form:
             raise below(error, f"[{len(out)}]") from None
         return out
 
-    return Form(name, dump, load, {"array"}, (tuple,))
+    buffers, parts = any(item.buffers for item in items), Parts("tuple", items)
+    return Form(name, dump, load, {"array"}, (tuple,), buffers=buffers, parts=parts)
 
 
 def map_form(name: str, key: Form, item: Form) -> Form:
@@ -89,16 +97,16 @@ def map_form(name: str, key: Form, item: Form) -> Form:
 
 def _map_form(name: str, key: Key, item: Form, plain_keys: set[type]) -> Form:
     dump_item, load_item = item.dump, item.load
-    same, exact = item.untyped, {item.exact}
+    same, passes = item.untyped, item.unchanged.issuperset
 
     def whole(value: Any) -> bool:
         """Whether nothing in it needs a hook."""
-        return plain_keys.issuperset(map(type, value)) and (same or exact.issuperset(map(type, value.values())))
+        return plain_keys.issuperset(map(type, value)) and (same or passes(map(type, value.values())))
 
     def dump(value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise expected(name, value)
-        if isinstance(value, dict) and whole(value):
+        if type(value) is dict and whole(value):
             return value
         return _entries(value, key.dump, dump_item)
 
@@ -107,7 +115,8 @@ def _map_form(name: str, key: Key, item: Form, plain_keys: set[type]) -> Form:
             raise expected(name, value)
         return value if whole(value) else _entries(value, key.load, load_item)
 
-    return Form(name, dump, load, {"map"}, (dict, Mapping))
+    parts = Parts("map", [item]) if plain_keys else None
+    return Form(name, dump, load, {"map"}, (dict, Mapping), buffers=item.buffers, parts=parts)
 
 
 def _entries(value: Mapping[Any, Any], on_key: Callable[[Any], Any], on_item: Callable[[Any], Any]) -> dict[Any, Any]:
@@ -139,4 +148,4 @@ def _pairs_form(name: str, key: Form, item: Form) -> Form:
         except TypeError as error:
             raise Misfit(f"its keys cannot be in a dict: {error}") from None
 
-    return Form(name, dump, load, {"array"}, (dict, Mapping))
+    return Form(name, dump, load, {"array"}, (dict, Mapping), buffers=pair.buffers)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any, TypeAlias
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Literal, TypeAlias
 
 import attrs
 
-from ._misfit import expected
+from ._misfit import expected, name_of
 
-__all__ = ["EVERY_KIND", "KIND_OF", "Form", "FormOf", "Key", "as_is", "plain"]
+__all__ = ["EVERY_KIND", "KIND_OF", "Form", "FormOf", "Key", "Parts", "as_is", "field_form", "plain"]
 
 Hook: TypeAlias = Callable[[Any], Any]
 
@@ -31,6 +31,27 @@ class Key:
     load: Hook
 
 
+def _classes_in(exact: type | None) -> frozenset[type]:
+    return frozenset() if exact is None else frozenset({exact})
+
+
+@attrs.frozen(eq=False)
+class Parts:
+    """What a form is made of, for whoever can do the work of all its hooks at once.
+
+    Attributes:
+        kind: what its plain value is; "optional" is None or that of its one part.
+        forms: its parts: a list's item, a map's item (keys are text), a tuple's items, the values of the fields.
+        build: makes the value: of a list of items, or of the values of all fields; None if the list is the value.
+        names: of the fields.
+    """
+
+    kind: Literal["list", "map", "tuple", "optional", "fields"]
+    forms: Sequence[Form]
+    build: Callable[..., Any] | None = None
+    names: Sequence[str] = ()
+
+
 @attrs.define(eq=False)
 class Form:
     """How one type travels.
@@ -42,8 +63,11 @@ class Form:
         kinds: what its plain values can be, out of `EVERY_KIND`; a union tells its members apart by it.
         runtime: the classes of its values.
         exact: a class whose own instances pass both hooks unchanged, so that the call may be spared.
+        unchanged: all such classes: a union may have several.
         scalar: whether it is what every codec has natively, and so never needs a tag.
+        buffers: whether a large buffer may lie in its values, so that `dump` must know where to put it.
         key: how it travels as a map's key, or None if it does not.
+        parts: what it is made of, if that is all there is to say about it.
     """
 
     name: str
@@ -53,7 +77,10 @@ class Form:
     runtime: tuple[type, ...] = ()
     exact: type | None = None
     scalar: bool = False
+    buffers: bool = True
     key: Key | None = None
+    parts: Parts | None = None
+    unchanged: frozenset[type] = attrs.Factory(lambda self: _classes_in(self.exact), takes_self=True)
 
     @property
     def untyped(self) -> bool:
@@ -78,4 +105,12 @@ def plain(name: str, type_: type) -> Form:
             return value
         raise expected(name, value)
 
-    return Form(name, dump, load, {KIND_OF[type_]}, (type_,), exact=type_, scalar=True)
+    return Form(name, dump, load, {KIND_OF[type_]}, (type_,), exact=type_, scalar=True, buffers=False)
+
+
+def field_form(type_: Any, name: str, annotation: Any, form_of: FormOf) -> Form:
+    """Return the form of one field's annotation. TypeError, with the field's name, if it has none."""
+    try:
+        return form_of(annotation)
+    except TypeError as error:
+        raise TypeError(f"field {name!r} of {name_of(type_)}: {error}") from error

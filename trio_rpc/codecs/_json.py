@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any, NoReturn
 
@@ -15,13 +15,12 @@ from ._misfit import Misfit, below, in_range, misfit, step
 
 __all__ = ["Json"]
 
-SEARCHED = 1024
-"""Texts below this are searched for large numbers, which is cheaper than checking each number; not so for long ones."""
-
 _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
-_LARGE_NUMBER = re.compile(r"[0-9]{19}|[eE]\+?[0-9]{3}")
+_NUMBERS = bytes({43: 43, 69: 101, 101: 101}.get(code, 48 if 48 <= code <= 57 else 32) for code in range(256))
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_KEYS = frozenset({str})
+_HALF = INT_MAX // 2  # no need to look at a number below it
 _SLOPE = dict(zip(b"[{]}", (1, 1, -1, -1), strict=True))
 
 
@@ -43,6 +42,21 @@ def _float(text: str) -> float:
 _plain = json.JSONDecoder(parse_constant=_constant)
 _careful = json.JSONDecoder(parse_constant=_constant, parse_int=_integer, parse_float=_float)
 _write = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")).encode
+
+
+def _is_large_number_in(data: bytes) -> bool:
+    """Whether a number may be out of range: all digits become 0, and what is long is found at memory speed."""
+    numbers = data.translate(_NUMBERS)
+    return b"0000000000000000000" in numbers or b"e000" in numbers or b"e+000" in numbers
+
+
+def _read(decoder: json.JSONDecoder, text: str) -> Any:
+    """Return `decoder.decode(text)`, without its search for white space at both ends where there is none."""
+    if text[:1] > " ":
+        value, end = decoder.raw_decode(text)
+        if end == len(text):
+            return value
+    return decoder.decode(text)
 
 
 class Json:
@@ -73,11 +87,11 @@ class Json:
     def decode(self, data: bytes | memoryview, blobs: Sequence[bytes]) -> object:
         """Return the value. Placeholders of buffers are resolved by the typed places that expect bytes."""
         try:
+            data = bytes(data)
             text = str(data, "utf-8")
-            if text.count("[") + text.count("{") > self._cheap:
-                self._check_shape(bytes(data))
-            decoder = _plain if len(text) < SEARCHED and not _LARGE_NUMBER.search(text) else _careful
-            value = decoder.decode(text)
+            if data.count(b"[") + data.count(b"{") > self._cheap:
+                self._check_shape(data)
+            value = _read(_careful if _is_large_number_in(data) else _plain, text)
             if "\\u" in text and _SURROGATE.search(text):
                 _write(value).encode()  # only whole pairs survive this
         except Exception as error:  # whatever foreign bytes provoke is the fault of those bytes
@@ -94,27 +108,26 @@ class Json:
 
     def _survey(self, value: Any, depth: int) -> int:
         """Return the number of containers; Misfit for what JSON would carry as something else, or not at all."""
+        items: Iterable[tuple[Any, Any]]
+        name: Callable[[Any], str]
         if isinstance(value, dict):
-            for key in value:
-                if not isinstance(key, str):
-                    fault = Misfit(f"a {type(key).__name__} key in an untyped place: annotate it, as in dict[int, str]")
-                    raise below(fault, step(key))
-            return self._survey_items(((step, key, item) for key, item in value.items()), depth + 1)
-        if isinstance(value, list | tuple):
-            return self._survey_items(((_index, index, item) for index, item in enumerate(value)), depth + 1)
-        _check_leaf(value)
-        return 0
-
-    def _survey_items(self, items: Any, depth: int) -> int:
-        if depth > self._max_depth:
+            items, name = value.items(), step
+            if not _KEYS.issuperset(map(type, value)):
+                _check_keys(value)
+        elif isinstance(value, list | tuple):
+            items, name = enumerate(value), _index
+        else:
+            _check_leaf(value)
+            return 0
+        if depth >= self._max_depth:
             raise Misfit("nested too deeply")
         total = 1
-        for name, key, item in items:
+        for key, item in items:
             kind = type(item)
-            if kind is str or kind is bool or item is None or (kind is int and -INT_MAX < item * 2 < INT_MAX):
+            if kind is str or kind is bool or item is None or (kind is int and -_HALF < item < _HALF):
                 continue
             try:
-                total += self._survey(item, depth)
+                total += self._survey(item, depth + 1)
             except Misfit as fault:
                 raise below(fault, name(key)) from None
         return total
@@ -122,6 +135,13 @@ class Json:
 
 def _index(index: object) -> str:
     return f"[{index}]"
+
+
+def _check_keys(value: dict[Any, Any]) -> None:
+    for key in value:
+        if not isinstance(key, str):
+            fault = Misfit(f"a {type(key).__name__} key in an untyped place: annotate it, as in dict[int, str]")
+            raise below(fault, step(key))
 
 
 def _check_leaf(value: Any) -> None:

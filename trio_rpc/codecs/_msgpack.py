@@ -12,6 +12,7 @@ import msgpack
 
 from .._errors import DecodeError, EncodeError
 from ._base import BLOB_SIZE, MAX_CONTAINERS, MAX_DEPTH, Buffer, flat
+from ._fast import INSTALLED, Fast
 from ._misfit import Misfit, below, in_range, misfit, step
 
 __all__ = ["MessagePack"]
@@ -55,12 +56,17 @@ class MessagePack:
 
     Untyped places carry bytes as bytes and aware datetimes as Timestamps (they come back in UTC). Map keys are
     text; of a key that occurs twice the last one counts. Both directions hold the same limits.
+
+    Where msgspec is installed it does the work of those forms that it does just so: same bytes, same values, and the
+    same refusals. `fast=False` leaves it out; the `repr` tells.
     """
 
     name = "msgpack"
     native: frozenset[type] = frozenset({bytes, dt.datetime})
 
-    def __init__(self, *, max_depth: int = MAX_DEPTH, max_containers: int = MAX_CONTAINERS) -> None:
+    def __init__(
+        self, *, max_depth: int = MAX_DEPTH, max_containers: int = MAX_CONTAINERS, fast: bool = INSTALLED
+    ) -> None:
         self._max_depth = max_depth
         self._max_containers = max_containers
         self._cheap = min(max_depth, max_containers)
@@ -68,6 +74,10 @@ class MessagePack:
         # Packers are lent: each call takes one out, so that threads never share one, and one that raised (its
         # buffer holds half a message) is simply not put back. list.pop and list.append are atomic.
         self._packers: list[msgpack.Packer] = []
+        self.fast = Fast(self.encode, max_depth, max_containers, _containers) if fast else None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {'msgspec where the types allow, else msgpack' if self.fast else 'msgpack'}>"
 
     def placeholder(self, index: int) -> object:
         """Return what stands in the payload for `blobs[index]`."""
@@ -76,20 +86,28 @@ class MessagePack:
     def encode(self, value: object, blobs: list[Buffer]) -> bytes:
         """Return the payload; buffers of 64 KiB and more that are in an untyped place join `blobs`, uncopied."""
         try:
-            data = self._pack(value)
-            if len(data) > BLOB_SIZE and (lifted := self._lift(value, blobs)) is not value:
-                data = self._pack(lifted)
-            if len(data) > self._cheap:
-                self._check_count(data, self._hooks(data))
+            try:
+                packer = self._packers.pop()
+            except IndexError:
+                packer = msgpack.Packer(datetime=True, autoreset=True)
+            data: bytes = packer.pack(value)
+            if len(data) <= KEPT_PACKER:
+                self._packers.append(packer)
+            size = len(data)
+            # `_containers` in place: two calls less in every message of more than 64 bytes
+            if size > self._cheap and (size > BLOB_SIZE or size - len(data.translate(None, _HEADERS)) > self._cheap):
+                return self._within_limits(value, data, blobs)
+            return data
         except Exception as error:  # whatever a value provokes is the fault of that value
             raise EncodeError(_explain(value, error)) from error
-        return data
 
     def decode(self, data: bytes | memoryview, blobs: Sequence[bytes]) -> object:
         """Return the value; a placeholder becomes its buffer, and every buffer must have one."""
         try:
-            if len(data) > self._cheap and (hooks := self._hooks(data)):
-                return self._unpack(data, blobs, hooks)
+            if len(data) > self._cheap:
+                data = bytes(data)
+                if len(data) - len(data.translate(None, _HEADERS)) > self._cheap:
+                    return self._unpack(data, blobs, self._hooks(data))
             if blobs:
                 return self._unpack(data, blobs, {})
             value: object = msgpack.unpackb(data, timestamp=3, ext_hook=_no_ext)
@@ -97,14 +115,12 @@ class MessagePack:
         except Exception as error:  # whatever foreign bytes provoke is the fault of those bytes
             raise DecodeError(_refusal(error)) from error
 
-    def _pack(self, value: object) -> bytes:
-        try:
-            packer = self._packers.pop()
-        except IndexError:
-            packer = msgpack.Packer(datetime=True, autoreset=True)
-        data: bytes = packer.pack(value)
-        if len(data) <= KEPT_PACKER:
-            self._packers.append(packer)
+    def _within_limits(self, value: object, data: bytes, blobs: list[Buffer]) -> bytes:
+        """Return the payload, with its large buffers taken out; Misfit if it holds or nests too many containers."""
+        if len(data) > BLOB_SIZE and (lifted := self._lift(value, blobs)) is not value:
+            data = msgpack.packb(lifted, datetime=True)
+        if _containers(data) > self._cheap:
+            self._check_count(data, self._hooks(data))
         return data
 
     def _unpack(self, data: bytes | memoryview, blobs: Sequence[bytes], hooks: dict[str, Any]) -> object:
@@ -124,14 +140,9 @@ class MessagePack:
             raise Misfit(f"{len(blobs) - len(used)} of {len(blobs)} buffers have no place in the message")
         return value
 
-    def _hooks(self, data: bytes | memoryview) -> dict[str, Any]:
-        """Check depth, and return the hooks that count containers where there may be too many.
-
-        Bytes that look like a container's header are counted first, at memory speed: text and numbers hold such
-        bytes too, so that is an upper bound, which small messages never reach.
-        """
-        data = bytes(data)
-        headers = len(data) - len(data.translate(None, _HEADERS))
+    def _hooks(self, data: bytes) -> dict[str, Any]:
+        """Check depth, and return the hooks that count containers where there may be too many."""
+        headers = _containers(data)
         if headers > self._max_depth:
             self._check_depth(data)
         if headers <= self._max_containers:
@@ -176,6 +187,15 @@ class MessagePack:
         if isinstance(value, list | tuple) and not isinstance(value, msgpack.ExtType):
             return _changed(value, [self._lift(item, blobs) for item in value], iter)
         return value
+
+
+def _containers(data: bytes | memoryview) -> int:
+    """Return how many bytes look like a container's header, at memory speed.
+
+    Text and numbers hold such bytes too, so that is an upper bound, which small messages never reach.
+    """
+    data = bytes(data)
+    return len(data) - len(data.translate(None, _HEADERS))
 
 
 def _changed(old: Any, new: Any, items: Callable[[Any], Any]) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 
 from .._errors import DecodeError, EncodeError
-from ._classes import declared, dump_fields, fields_of, load_fields
+from ._classes import declared, dump_fields, dump_rows, fields_of, load_fields
 from ._forms import FormOf
 from ._misfit import Misfit, below, step
 
@@ -26,11 +26,12 @@ class Fields:
     def __init__(self, type_: Any, form_of: FormOf) -> None:
         self.parameters: tuple[str, ...] = tuple(name for name, parameter, _ in declared(type_) if parameter)
         self._fields = [attrs.evolve(field, parameter=field.name) for field in fields_of(type_, form_of)]
+        self._rows = dump_rows(self._fields)
 
     def dump(self, value: object) -> dict[str, Any]:
         """Return all its fields as plain values. EncodeError if one does not fit its annotation."""
         try:
-            return dump_fields(self._fields, value)
+            return dump_fields(self._rows, value)
         except Misfit as fault:
             raise EncodeError(fault.at("$")) from fault
 

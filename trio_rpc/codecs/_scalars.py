@@ -45,7 +45,7 @@ def _text_only(key: Any) -> str:
     raise Misfit(f"a {type(key).__name__} key in an untyped place: annotate it, as in dict[int, str]")
 
 
-_ANY = Form("Any", as_is, as_is, EVERY_KIND, key=Key(_text_only, _text_only))
+_ANY = Form("Any", as_is, as_is, EVERY_KIND, buffers=False, key=Key(_text_only, _text_only))
 
 
 def _none() -> Form:
@@ -53,7 +53,7 @@ def _none() -> Form:
         if value is not None:
             raise expected("None", value)
 
-    return Form("None", check, check, {"null"}, (type(None),), scalar=True)
+    return Form("None", check, check, {"null"}, (type(None),), exact=type(None), scalar=True, buffers=False)
 
 
 def _bool() -> Form:
@@ -62,7 +62,7 @@ def _bool() -> Form:
             return value
         raise expected("bool", value)
 
-    return Form("bool", check, check, {"bool"}, (bool,), exact=bool, scalar=True)
+    return Form("bool", check, check, {"bool"}, (bool,), exact=bool, scalar=True, buffers=False)
 
 
 def _str() -> Form:
@@ -98,7 +98,7 @@ def _real(value: Any) -> float:
 
 
 def _float() -> Form:
-    return Form("float", _real, _real, {"float"}, (float,), exact=float, scalar=True)
+    return Form("float", _real, _real, {"float"}, (float,), exact=float, scalar=True, buffers=False)
 
 
 def _float_as_text() -> Form:
@@ -113,7 +113,7 @@ def _float_as_text() -> Form:
     def load(value: Any) -> float:
         return _NOT_FINITE[value] if isinstance(value, str) and value in _NOT_FINITE else _real(value)
 
-    return Form("float", dump, load, {"float"}, (float,), scalar=True)
+    return Form("float", dump, load, {"float"}, (float,), scalar=True, buffers=False)
 
 
 def _datetime(native: bool) -> Form:
@@ -144,7 +144,7 @@ def _datetime(native: bool) -> Form:
         return value if type(value) is dt.datetime else load_key(value)
 
     kinds = {"str", "datetime"} if native else {"str"}
-    return Form("datetime", dump, load, kinds, (dt.datetime,), key=Key(key, load_key))
+    return Form("datetime", dump, load, kinds, (dt.datetime,), buffers=False, key=Key(key, load_key))
 
 
 def _bytes(type_: type, convert: Callable[[Any], Any], native: bool, placeholder: Callable[[int], object]) -> Form:
@@ -199,7 +199,7 @@ def _text_form(type_: type, write: Callable[[Any], str], read: Callable[[str], A
         except (ValueError, OverflowError, ArithmeticError):
             raise expected(f"{type_.__name__} as text", text) from None
 
-    return Form(type_.__name__, dump, load, {"str"}, (type_,), key=Key(dump, load))
+    return Form(type_.__name__, dump, load, {"str"}, (type_,), buffers=False, key=Key(dump, load))
 
 
 def _read_uuid(text: str) -> uuid.UUID:
@@ -284,7 +284,8 @@ def enum_form(type_: type[enum.Enum]) -> Form:
         raise expected(f"{type_.__name__} ({_choices(texts)})", text)
 
     kind = "str" if what is str else "int"
-    return Form(type_.__name__, dump, load, {kind}, (type_,), key=Key(lambda value: str(dump(value)), load_key))
+    key = Key(lambda value: str(dump(value)), load_key)
+    return Form(type_.__name__, dump, load, {kind}, (type_,), buffers=False, key=key)
 
 
 def _choices(options: Any) -> str:
@@ -304,7 +305,7 @@ def _flag_form(type_: type[enum.Flag]) -> Form:
         except (ValueError, TypeError):
             raise expected(type_.__name__, value) from None
 
-    return Form(type_.__name__, dump, load, {"int"}, (type_,))
+    return Form(type_.__name__, dump, load, {"int"}, (type_,), buffers=False)
 
 
 def literal_form(type_: Any, form_of: FormOf) -> Form:
@@ -327,7 +328,7 @@ def literal_form(type_: Any, form_of: FormOf) -> Form:
     kinds = {kind for form in forms for kind in form.kinds}
     runtime = tuple(dict.fromkeys(type(option) for option in options))
     scalar = all(form.scalar for form in forms)
-    form = Form(f"Literal[{', '.join(map(repr, options))}]", dump, load, kinds, runtime, scalar=scalar)
+    form = Form(f"Literal[{', '.join(map(repr, options))}]", dump, load, kinds, runtime, scalar=scalar, buffers=False)
     if {type(option) for option in options} == {str}:
         form.key = Key(dump, load)
     return form

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from ._forms import KIND_OF, Form
+from ._forms import KIND_OF, Form, Parts
 from ._misfit import Misfit, expected
 
 __all__ = ["union_form"]
@@ -27,18 +27,29 @@ def union_form(members: list[Form]) -> Form:
     outgoing, incoming = _outgoing(members, tagged), _incoming(name, members, tagged)
     _welcome_numbers(outgoing, incoming, [member for member in members if float in member.runtime])
 
+    unchanged = frozenset(kind for member in members if member.scalar for kind in member.unchanged)
+
     def dump(value: Any) -> Any:
+        if type(value) in unchanged:
+            return value
         for type_ in type(value).__mro__:
             if type_ in outgoing:
                 return _first(name, outgoing[type_], value)
         raise expected(name, value)
 
     def load(value: Any) -> Any:
+        if type(value) in unchanged:
+            return value
         return _first(name, incoming.get(KIND_OF.get(type(value), "datetime"), []), value)
 
     runtime = tuple(type_ for member in members for type_ in member.runtime)
     kinds = {"map", *incoming} if tagged else {*incoming}
-    return Form(name, dump, load, kinds, runtime, scalar=all(member.scalar for member in members))
+    scalar, buffers = all(member.scalar for member in members), any(member.buffers for member in members)
+    form = Form(name, dump, load, kinds, runtime, scalar=scalar, buffers=buffers, unchanged=unchanged)
+    some = [member for member in members if member.exact is not type(None)]
+    if len(some) == 1 and not tagged:
+        form.parts = Parts("optional", some)
+    return form
 
 
 def _first(name: str, hooks: Hooks, value: Any) -> Any:
