@@ -2,6 +2,7 @@
 """The project's tasks, on any machine that has Python 3.11 or later and git.
 
     python3.11 dev.py demo            the code search: processes, streams, a frozen worker, its recovery
+    python3.11 dev.py bench [ARGS]    side by side with other libraries; `bench run --bars` measures what we promise
     python3.11 dev.py test [ARGS]     every check there is: format, lint, types, tests, docs; ARGS go to pytest
     python3.11 dev.py pytest [ARGS]   only the tests
     python3.11 dev.py lint            format and lint        (`dev.py fix` repairs what can be repaired)
@@ -42,10 +43,12 @@ STEPS = {
     "fix-lint": ["ruff", "check", "--fix", "--quiet", "."],
     "fix-format": ["ruff", "format", "--quiet", "."],
     "demo": ["examples.codesearch"],
+    "bench": ["benchmarks"],
 }
 EVERYTHING = ["format", "lint", "mypy", "pyright", "completeness", "pytest", "docs"]
 TASKS = {
     "demo": ["demo"],
+    "bench": ["bench"],
     "test": EVERYTHING,
     "check": EVERYTHING,
     "pytest": ["pytest"],
@@ -54,7 +57,7 @@ TASKS = {
     "types": ["mypy", "pyright", "completeness"],
     "docs": ["docs"],
 }
-TAKES_ARGUMENTS = {"demo", "pytest"}
+TAKES_ARGUMENTS = {"demo", "bench", "pytest"}
 ADVICE = {
     "format": "`dev.py fix` formats the files",
     "lint": "`dev.py fix` repairs what it can; mend the rest by hand",
