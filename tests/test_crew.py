@@ -254,23 +254,31 @@ async def test_4_a_keyboard_interrupt_in_a_handler_is_the_programs(
     assert call.end[0] == "raised"
 
 
-async def test_5_without_a_standby_nothing_is_eager(autojump_clock: trio.testing.MockClock) -> None:
-    """Rule 5: a leader whom nobody could relieve gives its call away, however promising."""
-    async with a_crew(members=0) as rig:
-        call = Call(_at_once)
-        await rig.run(call)
-        assert call.task is not rig.leader
-
-
-async def test_5_the_last_standby_is_kept_for_promotion(autojump_clock: trio.testing.MockClock) -> None:
-    """Rule 5: calls that are not eager never take the one standby that promotion needs."""
-    async with a_crew(members=1) as rig:
-        slow = [Call(_after_a_wait, eager=False) for _ in range(3)]
+@pytest.mark.parametrize("members", [0, 1])
+async def test_5_without_a_standby_a_new_member_leads(autojump_clock: trio.testing.MockClock, members: int) -> None:
+    """Rule 5: nobody was parked, or calls that are not eager have taken all who were: reading goes on all the same."""
+    async with a_crew(members=members) as rig:
+        slow = [Call(_after_a_wait, eager=False) for _ in range(members)]
         rig.begin(*slow)
         await trio.testing.wait_all_tasks_blocked()
-        eager = Call(_at_once)
-        await rig.run(eager)
-        assert eager.task is rig.leader
+        start, old_leader = trio.current_time(), rig.leader
+        waiting = Call(_after_a_wait)
+        rig.begin(waiting)
+        assert await rig.run(Call(_at_once)) == ("returned", "at once")
+        assert trio.current_time() == start
+        assert waiting.task is old_leader is not rig.leader
+        await waiting.ended.wait()
+
+
+async def test_5_a_crew_that_never_waits_has_one_member(autojump_clock: trio.testing.MockClock) -> None:
+    """Rule 5: a standby comes into being when a handler suspends, and not before."""
+    async with a_crew(members=0) as rig:
+        calls = [Call(_at_once) for _ in range(3)]
+        await rig.run(*calls)
+        assert rig.leader is not None
+        nursery = rig.leader.parent_nursery
+        assert nursery is not None
+        assert nursery.child_tasks == {rig.leader}
 
 
 async def test_5_when_a_handler_suspends_reading_goes_on(autojump_clock: trio.testing.MockClock) -> None:

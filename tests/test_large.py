@@ -5,6 +5,7 @@ The wire is counted frame by frame on an in-memory connection that is slow on Tr
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from itertools import accumulate
@@ -84,6 +85,29 @@ class Frame:
     at: float
     kind: int
     id: int
+
+
+async def test_a_long_message_over_a_socket() -> None:
+    """It arrives as it was, each way, with small calls beside it; so does the next one, when the kernel holds less."""
+    data = os.urandom(1 << 20) * 12
+    sizes: dict[str, Any] = {"max_message_size": 2 * len(data)}
+    async with (
+        trio_rpc.open_server(Work(), "tcp://127.0.0.1:0", limits=ServerLimits(**sizes)) as server,
+        trio_rpc.open_pool(server.addresses[0], limits=PoolLimits(max_connections=1, **sizes)) as pool,
+    ):
+        for _ in range(2):
+            small, done = 0, trio.Event()
+            async with trio.open_nursery() as nursery:
+
+                async def long(done: trio.Event = done) -> None:
+                    assert await pool.stub(Work).echo(data) == data
+                    done.set()
+
+                nursery.start_soon(long)
+                while not done.is_set():
+                    assert await pool.stub(Work).echo(small) == small
+                    small += 1
+            assert small > 3
 
 
 def frames(recorder: Recorder) -> Iterator[Frame]:

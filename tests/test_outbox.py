@@ -12,17 +12,18 @@ import trio
 from hypothesis import given, strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_rpc._outbox import BATCH_SIZE, Outbox
-from trio_rpc.wire import Bytes, Frames, Hello, Protocol, RequestReceived, Role, method_block
+from trio_rpc._outbox import BATCH_SIZE, BURST_SIZE, Outbox
+from trio_rpc.wire import CHUNK_SIZE, Bytes, Frames, Hello, Protocol, RequestReceived, Role, method_block
 
 BLOCK = method_block("Any.thing")
 
 
 @attrs.define
 class Wire:
-    """Takes one write at a time, when told to."""
+    """Takes one write at a time, when told to; a slow one takes each of them in parts."""
 
     outbox: Outbox
+    slow: bool = True
     writes: list[bytes] = attrs.field(factory=list)
     stuck: bool = False
     _go_on: trio.Event = attrs.field(factory=trio.Event)
@@ -30,6 +31,8 @@ class Wire:
     async def send(self, buffers: list[Bytes]) -> None:
         """Note what one batch holds; then wait, if it is stuck."""
         self.writes.append(b"".join(buffers))
+        if self.slow:
+            self.outbox.progressed()
         await trio.lowlevel.checkpoint()
         while self.stuck:
             await self._go_on.wait()
@@ -46,10 +49,10 @@ class Wire:
 
 
 @asynccontextmanager
-async def open_wire(*, stuck: bool = False) -> AsyncIterator[tuple[Outbox, Wire]]:
+async def open_wire(*, stuck: bool = False, slow: bool = True) -> AsyncIterator[tuple[Outbox, Wire]]:
     """A running outbox; if stuck, its writer is in the middle of writing a first frame, `start`."""
     outbox = Outbox()
-    wire = Wire(outbox)
+    wire = Wire(outbox, slow=slow)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(outbox.run, wire.send)
         if stuck:
@@ -120,13 +123,47 @@ def _header(count: int) -> bytes:
     return b"\0" * 10 + bytes([0, 0, 0, 2 * count])
 
 
+async def test_a_quick_transport_takes_several_chunks_at_once() -> None:
+    """Until it has to wait for the first time; from then on one goes out at a time."""
+    caller, _peer = protocols()
+    async with open_wire(slow=False) as (outbox, wire):
+        outbox.put_message(*request(caller, b"x" * 1_000_000))
+        await wait_all_tasks_blocked()
+        assert [len(write) // CHUNK_SIZE for write in wire.writes if write] == [4, 4, 4, 3]
+        wire.writes.clear()
+        wire.slow = True
+        outbox.put_message(*request(caller, b"x" * 1_000_000))
+        await wait_all_tasks_blocked()
+        assert [len(write) // CHUNK_SIZE for write in wire.writes if write] == [4] + [1] * 11 + [0]
+
+
+async def test_a_transport_that_takes_everything_lets_others_run() -> None:
+    """A message of 4 MB is not one step of the writer: other tasks have a turn every BURST_SIZE bytes."""
+    caller, _peer = protocols()
+    outbox = Outbox()
+    written = turns = 0
+
+    async def take(buffers: list[Bytes]) -> None:
+        nonlocal written
+        written += sum(map(len, buffers))
+
+    async with trio.open_nursery() as nursery:
+        outbox.put_message(*request(caller, bytes(4_000_000)))
+        outbox.finish()
+        nursery.start_soon(outbox.run, take)
+        while written < 4_000_000:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+    assert turns >= 4_000_000 // (BURST_SIZE * 2)
+
+
 async def test_messages_of_one_call_keep_their_order() -> None:
     """A small item does not overtake the large one before it."""
     caller, peer = protocols()
     request_id, frames = request(caller, streaming=True)
     large, small = b"L" * 300_000, b"s"
     async with open_wire() as (outbox, wire):
-        outbox.put_request(request_id, frames, None)
+        outbox.put_message(request_id, frames)
         for item in (large, small, large, small):
             outbox.put_message(request_id, caller.items(request_id, 1, item))
         await wait_all_tasks_blocked()
@@ -138,12 +175,12 @@ async def test_a_small_call_passes_a_large_one() -> None:
     """It waits for a chunk and not for the message."""
     caller, peer = protocols()
     async with open_wire(stuck=True) as (outbox, wire):
-        outbox.put_request(*request(caller, b"L" * 3_000_000), None)
+        outbox.put_message(*request(caller, b"L" * 3_000_000))
         wire.go_on()
         while len(wire.writes) < 3:
             await trio.lowlevel.checkpoint()
         small_id, frames = request(caller)
-        outbox.put_request(small_id, frames, None)
+        outbox.put_message(small_id, frames)
         writes = len(wire.writes)
         await wait_all_tasks_blocked()
         events = peer.receive_data(b"".join(wire.writes[: writes + 1]))
@@ -175,7 +212,7 @@ async def test_what_was_not_taken_can_be_withdrawn() -> None:
     caller, peer = protocols()
     async with open_wire(stuck=True) as (outbox, wire):
         calls = [request(caller) for _ in range(3)]
-        tickets = [outbox.put_request(*call, None) for call in calls]
+        tickets = [outbox.put_message(*call) for call in calls]
         assert outbox.withdraw(calls[1][0], tickets[1])
         wire.go_on()
         await wait_all_tasks_blocked()
@@ -189,7 +226,7 @@ async def test_a_large_request_is_withdrawn_whole() -> None:
     caller, _peer = protocols()
     async with open_wire(stuck=True) as (outbox, wire):
         first, second = request(caller, b"1" * 500_000), request(caller, b"2" * 500_000)
-        tickets = [outbox.put_request(*call, None) for call in (first, second)]
+        tickets = [outbox.put_message(*call) for call in (first, second)]
         assert outbox.withdraw(first[0], tickets[0])
         wire.go_on()
         while len(wire.writes) < 2:
@@ -207,8 +244,8 @@ async def test_a_streaming_request_takes_its_items_along() -> None:
     caller, peer = protocols()
     async with open_wire(stuck=True) as (outbox, wire):
         kept, gone = (request(caller, streaming=True) for _ in range(2))
-        outbox.put_request(*kept, None)
-        ticket = outbox.put_request(*gone, None)
+        outbox.put_message(*kept)
+        ticket = outbox.put_message(*gone)
         for call_id in (gone[0], kept[0], gone[0]):
             outbox.put_message(call_id, caller.items(call_id, 1, b"item"))
         assert outbox.withdraw(gone[0], ticket, streaming=True)
@@ -225,10 +262,11 @@ async def test_the_time_left_is_that_of_writing(autojump_clock: MockClock, size:
     """A request that had to wait is stamped anew, large ones too; one without a deadline is not touched."""
     caller, peer = protocols()
     async with open_wire(stuck=True) as (outbox, wire):
-        outbox.put_request(*request(caller, b"x" * size, timeout=10), trio.current_time() + 10)
-        outbox.put_request(*request(caller), None)
+        outbox.deadline_of = {1: 10.0, 5: 24.0}.__getitem__
+        outbox.put_message(*request(caller, b"x" * size, timeout=10))
+        outbox.put_message(*request(caller))
         await trio.sleep(4)
-        outbox.put_request(*request(caller, timeout=20), trio.current_time() + 20)
+        outbox.put_message(*request(caller, timeout=20))
         wire.go_on()
         await wait_all_tasks_blocked()
         events = peer.receive_data(wire.received)
@@ -240,7 +278,8 @@ async def test_a_deadline_that_passed_in_the_queue_is_none_left(autojump_clock: 
     """Never a negative time, nor a huge one."""
     caller, peer = protocols()
     async with open_wire(stuck=True) as (outbox, wire):
-        outbox.put_request(*request(caller, timeout=1), trio.current_time() + 1)
+        outbox.deadline_of = {1: 1.0}.__getitem__
+        outbox.put_message(*request(caller, timeout=1))
         await trio.sleep(60)
         wire.go_on()
         await wait_all_tasks_blocked()
@@ -306,7 +345,7 @@ def test_any_history_reads_well(history: list[Step]) -> None:
                 if kind in ("small", "large"):
                     size = number % 100 if kind == "small" else number
                     request_id, frames = request(caller, b"x" * size)
-                    tickets.append((request_id, outbox.put_request(request_id, frames, None)))
+                    tickets.append((request_id, outbox.put_message(request_id, frames)))
                     expected[request_id] = size
                 elif kind == "control":
                     outbox.put_control(caller.ping(b"12345678"))

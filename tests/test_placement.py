@@ -32,8 +32,23 @@ class Place:
 )
 def test_the_place_with_the_fewest_calls(places: list[Place], chosen: str | None) -> None:
     """The oldest of equals, so that surplus connections fall idle; None when all are full."""
-    place = least_in_flight(places)
+    place = least_in_flight(places, lambda: 0.5)
     assert (place.name if place is not None else None) == chosen
+
+
+@given(st.lists(st.floats(0, 1, exclude_max=True), min_size=4, max_size=4), st.integers(17, 10_000))
+def test_of_many_places_the_best_of_a_few(draws: list[float], count: int) -> None:
+    """In a large pool a call looks at four random places; the one with the fewest calls gets it."""
+    places = [Place(str(index), 1, index + 1) for index in range(count)]
+    looked_at = [int(draw * count) for draw in draws]
+    place = least_in_flight(places, iter(draws).__next__)
+    assert place is places[min(looked_at)]
+
+
+def test_of_many_places_the_last_free_one_is_found() -> None:
+    """However few of many are free, and whichever the random ones are."""
+    places = [*(Place("full", 0, 4) for _ in range(500)), Place("free", 1, 9)]
+    assert least_in_flight(places, lambda: 0.0) is places[-1]
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given, strategies as st
 from trio.testing import MockClock
 
@@ -82,6 +84,34 @@ async def test_lateness_is_told(autojump_clock: MockClock) -> None:
         timer.at(1, late.append)
         await trio.sleep(2)
     assert late == [2, 0]
+
+
+async def test_what_is_forgotten_does_not_come(autojump_clock: MockClock) -> None:
+    """Nor is anything kept for it, or the timer woken by it; the others come as if it had never been."""
+    timer, record = Timer(), Record()
+    async with running(timer):
+        moments = [timer.at(number / 1000, record.of(number)) for number in range(1000)]
+        for moment in moments[1:]:
+            timer.forget(moment)
+            timer.forget(moment)
+        await trio.sleep(5)
+        timer.forget(moments[0])
+        timer.at(6, record.of(6))
+        await trio.sleep(5)
+    assert record.calls == [(0, 0), (6, 6)]
+
+
+async def test_stopped_it_ends(autojump_clock: MockClock) -> None:
+    """Whether it runs by then or not; and although it is shielded."""
+    for early in (False, True):
+        timer, record = Timer(), Record()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(timer.run, shield=True))
+            timer.at(trio.current_time() + 1, record.of(1))
+            if not early:
+                await trio.testing.wait_all_tasks_blocked()
+            timer.stop()
+        assert record.calls == []
 
 
 async def test_never_is_never(autojump_clock: MockClock) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 import trustme
 
 import trio_rpc
@@ -112,6 +113,23 @@ async def test_addresses(address: str, tmp_path: Path) -> None:
             async with trio_rpc.open_pool(target) as pool:
                 await use(pool)
     assert os.listdir(tmp_path) == []
+
+
+async def test_an_idle_connection_over_a_socket_is_one_task_on_each_side() -> None:
+    """Beside the pool's one timer; after calls whose handlers did not wait, too."""
+
+    def tasks() -> int:
+        return trio.lowlevel.current_statistics().tasks_living
+
+    async with trio_rpc.open_server(Echo(), "tcp://127.0.0.1:0") as server:
+        await trio.testing.wait_all_tasks_blocked()
+        before = tasks()
+        async with trio_rpc.open_pool(server.addresses[0]) as pool:
+            for _ in range(3):
+                assert await pool.stub(Echo).echo(7) == 7
+                assert tasks() == before + 3
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        assert tasks() == before
 
 
 async def test_several_addresses_listeners_and_services_at_once(tmp_path: Path) -> None:

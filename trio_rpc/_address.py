@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import ipaddress
 import os
 import socket
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 import attrs
 import trio
-from trio.lowlevel import notify_closing, wait_readable
+from trio.lowlevel import notify_closing, wait_readable, wait_writable
 
 from ._errors import ConnectError
 from ._sockets import SocketStream
@@ -99,9 +100,43 @@ async def _connect(address: Address) -> SocketStream:
         except BaseException:
             sock.close()
             raise
+    elif (family := _literal(address.host)) is not None:
+        return await _connect_at_once(family, address)
     else:
         sock = (await trio.open_tcp_stream(address.host or "localhost", address.port)).socket
     return SocketStream(_own(sock))
+
+
+@functools.lru_cache(maxsize=1024)
+def _literal(host: str) -> socket.AddressFamily | None:
+    """The family of an address in numbers; None for a name, and for what only the resolver understands (fe80::1%eth0)."""
+    try:
+        version = ipaddress.ip_address(host).version
+    except ValueError:
+        return None
+    if "%" in host:
+        return None
+    return socket.AF_INET if version == 4 else socket.AF_INET6
+
+
+async def _connect_at_once(family: socket.AddressFamily, address: Address) -> SocketStream:
+    """Connect to an address in numbers: nothing to look up, so no thread, and no race between several addresses."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        where = (address.host, address.port)
+        error = sock.connect_ex(where)
+        if error == errno.EINPROGRESS:
+            error = sock.connect_ex(where)  # On one machine it is done by now, and need not be waited for.
+        if error in (errno.EALREADY, errno.EINPROGRESS):
+            await wait_writable(sock)
+            error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if error not in (0, errno.EISCONN):
+            raise OSError(error, os.strerror(error))
+        return SocketStream(sock)
+    except BaseException:
+        sock.close()
+        raise
 
 
 async def _secure(stream: SocketStream, address: Address, context: ssl.SSLContext) -> trio.SSLStream[SocketStream]:
@@ -147,11 +182,9 @@ class SocketListener(trio.abc.Listener[SocketStream]):
         while True:
             if self.socket.fileno() == -1:
                 raise trio.ClosedResourceError("this listener was closed")
-            try:
+            await wait_readable(self.socket)  # At once if more are waiting; a try before would mostly be in vain.
+            with contextlib.suppress(BlockingIOError):
                 sock, _ = self.socket.accept()
-            except BlockingIOError:
-                await wait_readable(self.socket)
-            else:
                 return SocketStream(sock)
 
     async def aclose(self) -> None:

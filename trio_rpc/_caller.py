@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import attrs
 import trio
+from trio import current_effective_deadline, current_time
 from trio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._call import Call, Interceptor, Reply, compose
@@ -34,9 +36,14 @@ from ._timer import Timer
 from ._trial import Trial
 from ._util import locate
 from ._waiting import Attempt, WaitingLine
-from .wire import Bytes, ErrorReceived, Metadata, Outcome, ResponseReceived
+from .wire import LEAST_FRAME_SIZE, Bytes, ErrorReceived, Metadata, Outcome, ResponseReceived
 
 __all__ = ["Caller"]
+
+TIMEOUT_SIZE = 8
+"""Bytes that a deadline takes in a request."""
+
+Unary: TypeAlias = Callable[[RemoteMethod, tuple[Any, ...], dict[str, Any], CallOptions], Coroutine[Any, Any, Any]]
 
 
 class Caller:
@@ -72,6 +79,8 @@ class Caller:
         self.stream_limits: tuple[int, int] = (limits.stream_window, limits.stream_window_items)
         self._acquire_timeout = acquire_timeout
         self._interceptors = tuple(interceptors)
+        self.unary: Unary = partial(self._intercepted, self._unary) if interceptors else self._unary
+        """One request, one result."""
         self.options: CallOptions = CallOptions(
             metadata=dict(metadata or {}), retry=retry, cancel_wait=limits.cancel_wait
         )
@@ -92,32 +101,39 @@ class Caller:
 
     # -- the call shapes: what a stub's methods are made of ----------------------------------------------------------
 
-    async def unary(
-        self, method: RemoteMethod, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
-    ) -> Any:
-        """One request, one result."""
-        if self._interceptors:
-            return await self._intercepted(self._unary, method, args, kwargs, options)
-        return await self._unary(method, args, kwargs, options)
-
     async def _unary(
         self, method: RemoteMethod, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
     ) -> Any:
         payload, blobs = method.encode(args, kwargs)
         self.counters.requests += 1
-        trial = Trial(self, method, options)
+        trial: Trial | None = None
         while True:
-            attempt = self._attempt(method, payload, blobs, options)
-            if attempt.deadline != math.inf and attempt.deadline <= trio.current_time():
+            deadline, now = current_effective_deadline(), current_time()
+            if deadline <= now:
                 await checkpoint()  # The deadline has passed: Trio says so, and nothing is sent.
-            call = await self._begin(attempt, trial)
+            try:
+                connection = self._pick()
+                if connection is None:
+                    attempt = self._attempt(method, payload, blobs, options, deadline, early=trial is None)
+                    call = await self._wait_in_line(attempt)
+                else:  # What an attempt's `start` does, without the attempt.
+                    parent = CURRENT.get(None)
+                    call = connection.start_call(
+                        method.block, payload, blobs, deadline, now, options.metadata, options.cancel_wait, parent
+                    )
+            except RpcError as exc:
+                trial = trial or Trial(self, method, options)
+                raise trial.final(exc)  # noqa: B904 - the same error
             await call.wait()
+            if type(call.terminal) is ResponseReceived and not call.terminal.metadata:
+                return self._result(method, call)
             error = self._error(call, method, options)
             if error is None:
                 return self._result(method, call)
             if expired_remotely(call):
                 await trio.sleep_until(call.deadline)  # The caller's own scope fires; else its deadline has moved.
-            await trial.again(error, attempt.deadline)
+            trial = trial or Trial(self, method, options)
+            await trial.again(error, deadline)
 
     async def client_stream(
         self, method: RemoteMethod, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
@@ -140,7 +156,8 @@ class Caller:
             with feeder.between_calls:
                 while True:
                     await checkpoint_if_cancelled()
-                    attempt = self._attempt(method, payload, blobs, options, streaming=True)
+                    deadline = current_effective_deadline()
+                    attempt = self._attempt(method, payload, blobs, options, deadline, streaming=True)
                     attempt.on_start = feeder.attach
                     call = await self._begin(attempt, trial)
                     await call.wait()
@@ -216,7 +233,8 @@ class Caller:
         payload, blobs = method.encode(args, kwargs)
         self.counters.requests += 1
         stream = StreamCall(self, method, feeder, options)
-        stream.begin(self._attempt(method, payload, blobs, options, streaming=feeder is not None))
+        deadline, streaming = current_effective_deadline(), feeder is not None
+        stream.begin(self._attempt(method, payload, blobs, options, deadline, streaming=streaming))
         return stream
 
     async def _intercepted(
@@ -241,20 +259,23 @@ class Caller:
         payload: bytes,
         blobs: Sequence[Bytes],
         options: CallOptions,
+        deadline: float,
         *,
         streaming: bool = False,
+        early: bool = False,
     ) -> Attempt:
         return Attempt(
             method.block,
             payload,
             blobs,
-            trio.current_effective_deadline(),
+            deadline,
             options.metadata,
             options.cancel_wait,
             streaming,
             None,
             None if options.wait_for_ready else self._acquire_timeout,
             CURRENT.get(None),
+            early and method.idempotent and _may_be_early(method, payload, blobs, options),
         )
 
     async def _begin(self, attempt: Attempt, trial: Trial) -> Outgoing:
@@ -262,17 +283,20 @@ class Caller:
         try:
             connection = self._pick()
             if connection is not None:
-                return attempt.start(connection)
-            self.join_line(attempt)
-            return await self.line.wait(attempt)
+                return attempt.start(connection, current_time())
+            return await self._wait_in_line(attempt)
         except RpcError as exc:
             raise trial.final(exc)  # noqa: B904 - the same error
+
+    async def _wait_in_line(self, attempt: Attempt) -> Outgoing:
+        self.join_line(attempt)
+        return await self.line.wait(attempt)
 
     def submit(self, attempt: Attempt) -> None:
         """Start now if there is a place, else join the line; for attempts that nobody awaits."""
         connection = self._pick()
         if connection is not None:
-            attempt.start(connection)
+            attempt.start(connection, current_time())
         else:
             self.join_line(attempt)
 
@@ -298,7 +322,7 @@ class Caller:
 
     def _result(self, method: RemoteMethod, call: Outgoing) -> Any:
         terminal = call.terminal
-        assert isinstance(terminal, ResponseReceived)
+        assert type(terminal) is ResponseReceived
         try:
             return method.result.decode(terminal.payload, terminal.blobs)
         except DecodeError as exc:
@@ -315,3 +339,10 @@ class Caller:
     def patience(self) -> float:
         """How long what surely did not run is tried again, for a caller without a deadline."""
         return math.inf if self._acquire_timeout is None else self._acquire_timeout
+
+
+def _may_be_early(method: RemoteMethod, payload: bytes, blobs: Sequence[Bytes], options: CallOptions) -> bool:
+    """True for what any peer takes, whatever its HELLO will say, and what may be tried again if there is none."""
+    if blobs or options.metadata or options.retry.attempts == 1:
+        return False
+    return TIMEOUT_SIZE + len(method.block) + len(payload) <= LEAST_FRAME_SIZE

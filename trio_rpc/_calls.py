@@ -12,7 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -60,16 +60,24 @@ class Outgoing:
         "ticket",
     )
 
-    def __init__(self, connection: Connection, deadline: float, cancel_wait: float, parent: CallContext | None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        request_id: int,
+        deadline: float,
+        now: float,
+        cancel_wait: float,
+        parent: CallContext | None,
+    ) -> None:
         self.connection: Connection = connection
+        self.id: int = request_id
         self.deadline: float = deadline
         """The caller's deadline when the call began; `inf` for none."""
         self.cancel_wait: float = cancel_wait
         self.parent: CallContext | None = parent
         """The call being served here that this one is nested in."""
-        self.started_at: float = trio.current_time()
+        self.started_at: float = now
         """When it took its place on the connection."""
-        self.id: int = 0
         self.ticket: int = 0
         self.task: Task | None = None
         self.received: ReceiveStream[Any] | None = None
@@ -104,17 +112,18 @@ class Outgoing:
         """True if any byte of the request may have reached the transport."""
         return self.ticket < self.connection.outbox.taken
 
-    async def wait(self) -> None:
-        """Park until the call has ended, or until nobody need wait for it.
+    def wait(self) -> Awaitable[object]:
+        """Park until the call has ended, or until nobody need wait for it. To be awaited at once.
 
         Raises only what Trio delivers at once: Cancelled for a call taken back unsent or not to be joined, and
         KeyboardInterrupt.
         """
-        if not self.ended:
-            self.task = current_task()
-            await wait_task_rescheduled(self._abort)
+        if self.terminal is not None or self.lost is not None:
+            return _nothing()
+        self.task = current_task()
+        return wait_task_rescheduled(self.abort)  # noqa: ASYNC105 -- a coroutine less: the caller awaits it
 
-    def _abort(self, raise_cancel: Any) -> Abort:
+    def abort(self, raise_cancel: Any) -> Abort:
         """Trio cancels the waiting task: stop the remote handler first, and let the cancellation go on behind it."""
         task, self.task = self.task, None  # What succeeds here is rescheduled by Trio, and must not be by us.
         if self.connection.withdraw(self):
@@ -161,7 +170,9 @@ class Outgoing:
             self._abandon()
             if self.closing is not None and self.on_end is not None:
                 self.on_end(self)
-            self._wake()
+            task, self.task = self.task, None
+            if task is not None:
+                reschedule(task)
 
     def _abandon(self) -> None:
         self.orphan = True
@@ -174,7 +185,9 @@ class Outgoing:
             self.outbound.stop()
         if self.on_end is not None:
             self.on_end(self)
-        self._wake()
+        task, self.task = self.task, None
+        if task is not None:
+            reschedule(task)
 
     def close(self, error: RpcError) -> None:
         """The pool closes under this call: stop it, and have it raise `error` unless its result comes first."""
@@ -184,10 +197,9 @@ class Outgoing:
             self.closing = error
             self.stop()
 
-    def _wake(self) -> None:
-        task, self.task = self.task, None
-        if task is not None:
-            reschedule(task)
+
+async def _nothing() -> None:
+    """What is there already need not be waited for."""
 
 
 class Endpoint(Protocol):

@@ -3,11 +3,12 @@
 Three roles with one owner each: the crew's leader reads, the writer writes, the timer watches. None of them waits for
 a handler, a consumer or another call:
 
-1. Only the writer sends (see `_outbox`). If it fails, the reader first takes what has already arrived.
+1. Only the writer waits to send (see `_outbox`). If it fails, the reader first takes what has already arrived.
 2. The reader awaits only `receive_some`. Completing a call, feeding a stream, granting credit are synchronous.
 3. Whatever ends the connection goes through `lose`, once: every call in flight fails in that very tick with one
    chained cause, every handler is cancelled with the connection's scope.
-4. `run` never raises into its owner's nursery, apart from KeyboardInterrupt and the owner's own cancellation.
+4. Nothing of it is raised into its owner's nursery, apart from KeyboardInterrupt and the owner's own cancellation:
+   the owner gives it a nursery of its own, within `Contained`.
 
 A connection is symmetric. Who dialled decides the parity of ids and nothing else.
 """
@@ -17,8 +18,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 import trio
@@ -26,7 +28,7 @@ import trio
 from ._calls import Endpoint, Incoming, Outgoing
 from ._config import Heartbeat, Limits
 from ._context import CallContext
-from ._crew import Crew
+from ._crew import RUN_CALLS, Crew
 from ._errors import (
     Code,
     ConnectionLost,
@@ -35,11 +37,12 @@ from ._errors import (
     RemoteProtocolError,
     RpcError,
 )
-from ._outbox import Outbox
+from ._outbox import FULL, Outbox
 from ._sockets import SocketStream
 from ._statistics import ConnectionCounters
 from ._streams import ReceiveStream
 from ._timer import Timer
+from ._util import locate
 from ._watch import Watch
 from .wire import (
     MAX_ID,
@@ -63,12 +66,15 @@ from .wire import (
     message_size,
 )
 
-__all__ = ["Connection"]
+__all__ = ["Connection", "Contained"]
 
 log = logging.getLogger("trio_rpc.connection")
 
 MIN_SLACK = 0.05
 """A handler's scope fires this much (or two round trips) after its caller's, so that the caller's fires first."""
+DEADLINE_STEP = 0.01
+"""A handler's scope fires at a multiple of this, so that calls with like deadlines share one and a kept scope need not
+be set anew for each of them: 1.5 of 9 us of a small call."""
 SLICE_SIZE = 16 * 1024
 """What a stream that is no socket is given at once: one TLS record, 2 s on a link of 8 KiB/s."""
 QUEUE_FACTOR = 4
@@ -78,6 +84,62 @@ connection is closed: an honest peer keeps to the limit it was told."""
 
 class Connection:
     """One stream to one peer, after the HELLOs. Owned by a pool, a server, or `open_connection`."""
+
+    __slots__ = (
+        "__weakref__",
+        "_crew",
+        "_crowd",
+        "_early",
+        "_endpoints",
+        "_excess",
+        "_freed",
+        "_goodbye",
+        "_last_accepted",
+        "_max_deadline",
+        "_now",
+        "_nursery",
+        "_owed_refusals",
+        "_peer",
+        "_quiet",
+        "_scope",
+        "_watch",
+        "address",
+        "base_context",
+        "calls",
+        "cause",
+        "closed",
+        "counters",
+        "draining",
+        "going_away",
+        "limits",
+        "make_peer",
+        "max_calls",
+        "opened_at",
+        "outbox",
+        "principal",
+        "protocol",
+        "remote",
+        "room_watchers",
+        "saying_goodbye",
+        "serving",
+        "stream",
+        "timer",
+        "used_at",
+    )
+
+    # Made when they are needed, as most connections are idle for most of the time.
+    _crew: Crew | None
+    _scope: trio.CancelScope | None
+    _nursery: trio.Nursery | None
+    _quiet: trio.lowlevel.ParkingLot | None
+    _early: list[Event] | None
+    """Events that came right behind the HELLO."""
+    _now: float
+    """When the bytes arrived that are being acted on."""
+    _freed: int
+    """Calls of ours that left their places since `_tell_room`, which is due once for all that arrived together."""
+    _crowd: int
+    """How many calls of ours the last bytes ended."""
 
     def __init__(
         self,
@@ -93,7 +155,10 @@ class Connection:
         address: str,
         max_deadline: float | None = None,
     ) -> None:
-        assert protocol.remote is not None
+        self.remote: Hello = protocol.local
+        """What the peer said of itself; until it has, what we say."""
+        self.max_calls: int = limits.max_in_flight
+        """How many calls of ours may be in flight at once: the smaller of our limit and the peer's."""
         self.stream = stream
         self.protocol = protocol
         protocol.is_open = self._is_open
@@ -103,13 +168,15 @@ class Connection:
         self.counters = counters
         self.address = address
         self.outbox: Outbox = Outbox()
-        self.make_peer: Callable[[Connection], Any] = lambda _connection: None
+        self.outbox.deadline_of = self._deadline_of
+        self.make_peer: Callable[[Connection], Any] | None = None
         """Makes what handlers see as their caller, when one asks for it."""
+        self.principal: Any = None
+        """Who the peer has shown to be."""
         self._peer: Any = None
         self.calls: dict[int, Outgoing] = {}
         self.serving: dict[int, Incoming] = {}
-        self.opened_at: float = trio.current_time()
-        self.used_at: float = self.opened_at
+        self.opened_at = self.used_at = self._now = trio.current_time()
         self.closed: bool = False
         self.cause: RpcError | None = None
         """Why the connection ended, once it has."""
@@ -118,7 +185,7 @@ class Connection:
         self.draining: bool = False
         """No further calls of the peer's: we drain."""
         self.saying_goodbye = False
-        """`aclose` is under way."""
+        """`finish` was called."""
         self.room_watchers: list[Callable[[Connection], object]] = []
         """Told when a call of ours has left its place, and at the end."""
         self._watch = Watch(
@@ -126,14 +193,10 @@ class Connection:
         )
         self._endpoints = endpoints
         self._max_deadline = max_deadline
-        self._crew: Crew | None = None
-        self._scope: trio.CancelScope | None = None
-        self._writer_done = trio.Event()
-        self._excess = self._owed_refusals = 0
+        self._crew = self._scope = self._nursery = self._quiet = self._early = None
+        self._excess = self._owed_refusals = self._freed = self._crowd = 0
         self._last_accepted = MAX_ID
         self._goodbye = b""
-        self._quiet = trio.lowlevel.ParkingLot()
-        self._early: list[Event] = []
 
     def __repr__(self) -> str:
         state = (
@@ -142,22 +205,11 @@ class Connection:
         return f"<Connection to {self.address}: {state}, {len(self.calls)} calls in flight, {len(self.serving)} served>"
 
     @property
-    def remote(self) -> Hello:
-        """What the peer said of itself."""
-        assert self.protocol.remote is not None
-        return self.protocol.remote
-
-    @property
     def peer(self) -> Any:
         """What handlers see as their caller; most never ask."""
-        if self._peer is None:
+        if self._peer is None and self.make_peer is not None:
             self._peer = self.make_peer(self)
         return self._peer
-
-    @property
-    def max_calls(self) -> int:
-        """How many calls of ours may be in flight at once: the smaller of our limit and the peer's."""
-        return min(self.limits.max_in_flight, self.remote.max_in_flight)
 
     @property
     def in_flight(self) -> int:
@@ -182,58 +234,97 @@ class Connection:
     @property
     def free(self) -> int:
         """Places left for calls of ours."""
-        return self.max_calls - len(self.calls) if self.usable else 0
+        return 0 if self.going_away or self.closed else self.max_calls - len(self.calls)
 
     # -- life ------------------------------------------------------------------------------------------------------
 
-    async def run(self, early: Iterable[Event] = (), *, on_open: Callable[[], object] | None = None) -> None:
-        """Serve both directions until the connection ends; `early` are events that came right behind the HELLO."""
-        interrupt: BaseException | None = None
-        self._early = list(early)
-        try:
-            with trio.CancelScope() as self._scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._close_at_the_end, name="trio_rpc connection end")
-                    nursery.start_soon(self._write, name="trio_rpc connection writer")
-                    self._crew = Crew(nursery, self._read, self._is_clogged)
-                    self.outbox.on_progress = self._crew.resume
-                    self._crew.start()
-                    self._watch.start()
-                    if on_open is not None:
-                        on_open()
-        except BaseException as exc:
-            interrupt = self._note_crash(exc)
-        if interrupt is not None:
-            raise interrupt
+    def meet(self, early: list[Event]) -> None:
+        """The peer's HELLO has come, and these events right behind it."""
+        assert self.protocol.remote is not None
+        self.remote = self.protocol.remote
+        self.max_calls = min(self.limits.max_in_flight, self.remote.max_in_flight)
+        self._early = early or None
+        self._now = self._watch.heard()
 
-    async def _close_at_the_end(self) -> None:
-        """Close the transport as soon as the connection ends: the peer does not wait for our handlers' clean-up."""
+    def miss(self, exc: BaseException) -> None:
+        """There was no HELLO. What was sent right behind ours may have run, unless the peer has turned us away."""
+        if isinstance(exc, RpcError) and not exc.may_have_run:
+            self._on_goaway(GoAwayReceived(0, Code.UNAVAILABLE, exc.message))
+        text = exc.message if isinstance(exc, RpcError) else "the peer's HELLO did not come"
+        self._lose_by(text, exc if isinstance(exc, Exception) else None)
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, nursery: trio.Nursery, *, on_open: Callable[[], object] | None = None) -> None:
+        """Serve both directions until the connection ends. The nursery is its own, and its scope the connection's.
+
+        At the end the transport is closed at once: the peer does not wait for our handlers' clean-up, which only the
+        end of the nursery waits for. `lose` itself does it for a socket; other streams, which have to be awaited for
+        it, are closed by this task, which is their writer. Over a socket this task is the reader instead, and there
+        is a writer once a write has to wait, or comes from many tasks: so an idle connection costs one task.
+        """
+        self._scope, self._nursery = nursery.cancel_scope, nursery
+        is_socket = isinstance(self.stream, SocketStream)
         try:
-            await trio.sleep_forever()
+            if self._endpoints:
+                self._crew = Crew(
+                    nursery,
+                    self._read,
+                    self._is_clogged,
+                    flush=lambda: self.outbox.flush(self._now),
+                    keep_deadline=is_socket,
+                    run_calls=RUN_CALLS if is_socket else FULL,  # Elsewhere only the writer's turn sends a full batch.
+                )
+                self.outbox.on_progress = self._crew.resume
+            self._watch.start()
+            if isinstance(self.stream, SocketStream):
+                self._begin_on_socket(self.stream, on_open)
+                await (self._read_on() if self._crew is None else self._crew.run())
+                if not self.closed:  # The crew goes on without this task.
+                    await trio.sleep_forever()
+            else:
+                self._begin_on_stream(nursery, on_open)
+                await self._write()
         finally:
-            self.lose(ConnectionLost("the connection was closed by its owner", peer=self.address))
-            with trio.CancelScope(shield=True):
-                await self._writer_done.wait()
-                await self._close_stream()
+            await self._end()
 
-    async def _close_stream(self) -> None:
-        """The writer has ended by now, so this task may send the one last frame; bounded, and never an error."""
+    def _begin_on_socket(self, stream: SocketStream, on_open: Callable[[], object] | None) -> None:
+        stream.on_progress = self.outbox.progressed
+        self.outbox.send_now = stream.socket.send
+        if on_open is not None:
+            on_open()
+        self.outbox.begin(self._start_writer, flush=self._early is None)
+        if self._crew is not None and self._early is not None:  # The crew flushes once it has nothing to do.
+            events, self._early = self._early, None
+            self._handle(events)
+
+    def _begin_on_stream(self, nursery: trio.Nursery, on_open: Callable[[], object] | None) -> None:
+        if self._crew is not None:
+            self._crew.start()
+        else:
+            nursery.start_soon(self._read_on, name="trio_rpc connection reader")
+        if on_open is not None:
+            on_open()
+
+    def _start_writer(self) -> None:
+        """In a clean context, and not in that of whoever happened to write first."""
+        assert self._nursery is not None
+        Context().run(partial(self._nursery.start_soon, self._write, name="trio_rpc connection writer"))
+
+    async def _end(self) -> None:
+        """Lose what is not lost yet, and close the transport; bounded, and never an error."""
+        self.lose(ConnectionLost("the connection was closed by its owner", peer=self.address))
+        if isinstance(self.stream, SocketStream):
+            return  # That has closed it.
         try:
-            with (
-                trio.move_on_after(self.limits.close_timeout),
-                contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError),
-            ):
-                if self._goodbye:
+            if self._goodbye:
+                with (
+                    trio.CancelScope(shield=True, deadline=trio.current_time() + self.limits.close_timeout),
+                    contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+                ):
                     await self.stream.send_all(self._goodbye)
         finally:
-            await trio.aclose_forcefully(self.stream)
-
-    def _note_crash(self, exc: BaseException) -> BaseException | None:
-        """Log what a task of this connection died of; give back what belongs to the owner."""
-        ours, rest = _split(exc, (KeyboardInterrupt, trio.Cancelled))
-        if rest is not None:
-            log.error("connection to %s failed inside", self.address, exc_info=rest)
-        return ours
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(self.stream)
 
     def lose(self, cause: RpcError) -> None:
         """End the connection now: fail all calls in flight, cancel all handlers. Idempotent and synchronous."""
@@ -242,6 +333,7 @@ class Connection:
         self.closed = True
         self.cause = cause
         self._watch.stop()
+        busy, alone = bool(self.serving), False
         now = trio.current_time()
         calls, self.calls = self.calls, {}
         for call in calls.values():
@@ -252,11 +344,21 @@ class Connection:
         for serving in self.serving.values():
             serving.ended = True
         self.serving.clear()
-        self._quiet.unpark_all()
-        if self._scope is not None:
+        self._tell_quiet()
+        self.outbox.close()
+        if isinstance(self.stream, SocketStream):
+            self._close_socket(self.stream)  # It wakes the reader, whom the scope would have to cancel, at more cost.
+            alone = not busy and self._nursery is not None and not self._nursery.child_tasks
+        if self._scope is not None and not alone:
             self._scope.cancel()
         for watcher in self.room_watchers:
             watcher(self)
+
+    def _close_socket(self, stream: SocketStream) -> None:
+        if self._goodbye:
+            with contextlib.suppress(OSError):
+                stream.socket.send(self._goodbye)
+        stream.close()
 
     def _evict(self, text: str) -> None:
         self.counters.evicted += 1
@@ -270,24 +372,30 @@ class Connection:
         error.__cause__ = cause if cause.__cause__ is None else cause.__cause__
         return error
 
-    async def aclose(self) -> None:
-        """Say goodbye, write what is queued, and end the connection; bounded by `close_timeout`."""
-        if not self.closed:
+    def finish(self) -> None:
+        """Say goodbye, write what is queued, and end the connection: soon, and within `close_timeout` at the latest."""
+        if self.closed or self.saying_goodbye:
+            return
+        assert self._scope is not None
+        self.saying_goodbye = self.going_away = True
+        if self._endpoints or self.serving:  # Else the transport's end tells the peer all that there is to tell.
             self.drain("closing", Code.OK)
+        if isinstance(self.stream, SocketStream) and self.outbox.idle:
+            self._lose_closed()
+        else:
+            self._scope.deadline = trio.current_time() + self.limits.close_timeout
             self.outbox.finish()
-            self.going_away = True
-            try:
-                with trio.move_on_after(self.limits.close_timeout):
-                    await self._writer_done.wait()
-                    await self.stream.aclose()
-            except Exception:  # A stream of the user's may fail in any way; it must not end its pool or server.
-                log.warning("the stream to %s failed while closing", self.address, exc_info=True)
-        self.lose(ConnectionLost("the connection was closed on this side", peer=self.address))
 
     async def wait_quiet(self) -> None:
         """Wait until no call is under way in either direction, apart from orphans, or the connection has ended."""
         while not self.closed and (self.busy_serving or any(not call.orphan for call in self.calls.values())):
+            if self._quiet is None:
+                self._quiet = trio.lowlevel.ParkingLot()
             await self._quiet.park()
+
+    def _tell_quiet(self) -> None:
+        if self._quiet is not None:
+            self._quiet.unpark_all()
 
     def retire(self) -> None:
         """Begin no further calls here; those in flight go on."""
@@ -302,7 +410,9 @@ class Connection:
         if not self.draining and not self.closed:
             self.draining = True
             self._last_accepted = self.protocol.last_remote_id
+            self.outbox.cork(trio.current_time())
             self.outbox.put_control(self.protocol.goaway(self._last_accepted, code, text))
+            self.outbox.flush()
 
     def stop_serving(self, reason: str) -> None:
         """Cancel every handler of this connection; each answers its caller with RemoteCancelled."""
@@ -311,20 +421,28 @@ class Connection:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection
+    async def _read_on(self) -> None:
+        """Read where nothing is served; elsewhere the crew does it."""
+        while await self._read():
+            self.outbox.flush(self._now)
+
     async def _read(self) -> bool:
-        """Take the next bytes and act on them; False at the end. Awaited by the crew's leader only."""
+        """Take the next bytes and act on them; False at the end. Awaited by one task at a time."""
         if self._early:
-            events, self._early = self._early, []
+            events, self._early = self._early, None
             return self._handle(events)
         try:
             data = await self.stream.receive_some()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            self._lose_by("the connection broke", exc)
+            if not self.closed:
+                self._lose_by("the connection broke", exc)
             return False
         if not data:
             self._lose_by("the peer closed the connection", None)
             return False
-        self._watch.heard()
+        self._now = self._watch.heard()
+        self.outbox.cork(self._now)  # Who reads flushes before it reads again: `_read_on`, or the crew's leader.
         try:
             return self._handle(self.protocol.receive_data(bytes(data)))
         except RemoteProtocolError as exc:
@@ -337,6 +455,10 @@ class Connection:
                 _ON[type(event)](self, event)
         except RemoteProtocolError as exc:
             self._reject(exc)
+        self._crowd = self._freed
+        if self._freed:
+            self._freed = 0
+            self._tell_room()
         return not self.closed
 
     def _lose_by(self, text: str, exc: BaseException | None) -> None:
@@ -383,10 +505,12 @@ class Connection:
     def _set_deadline(self, call: Incoming, timeout: float | None) -> None:
         if timeout is None and self._max_deadline is None:
             return
-        now = trio.current_time()
+        now = self._now
         if timeout is not None:
             call.expires = now + timeout
-            call.deadline = call.expires + max(MIN_SLACK, 2 * self._watch.rtt)
+            rtt = self._watch.rtt
+            latest = call.expires + (2 * rtt if rtt > MIN_SLACK / 2 else MIN_SLACK)
+            call.deadline = math.ceil(latest / DEADLINE_STEP) * DEADLINE_STEP
         if self._max_deadline is not None and now + self._max_deadline < call.deadline:
             call.deadline, call.cut = now + self._max_deadline, True
 
@@ -412,21 +536,18 @@ class Connection:
         text = f"{self.limits.max_in_flight} calls are running on this connection already (max_in_flight)"
         self._refuse(request_id, Code.RESOURCE_EXHAUSTED, text)
 
-    def _on_terminal(self, event: ResponseReceived | ErrorReceived) -> None:
-        call = self.calls.get(event.id)
+    def _on_terminal(self, event: ResponseReceived | ErrorReceived | EndReceived) -> None:
+        call = self.calls.pop(event.id, None)
         if call is None:
             self.counters.late_replies += 1
             return
-        del self.calls[event.id]
-        self._end_call(call, event)
-
-    def _end_call(self, call: Outgoing, event: ResponseReceived | ErrorReceived | EndReceived) -> None:
         if call.orphan:
             self.counters.orphans -= 1
-        self.counters.usage_seconds += self._watch.heard_at - call.started_at
-        self.outbox.stop_sending(call.id)
+        self.counters.usage_seconds += self._now - call.started_at
+        if self.outbox.sending_large:
+            self.outbox.stop_sending(call.id)
         call.finish(event)
-        self._tell_room()
+        self._freed += 1
 
     def _on_items(self, event: ItemsReceived) -> None:
         stream = self._receiving_stream(event.id)
@@ -445,8 +566,7 @@ class Connection:
         if call is not None:
             if event.metadata and call.received is not None:
                 call.received.metadata.update(event.metadata)
-            del self.calls[event.id]
-            self._end_call(call, event)
+            self._on_terminal(event)
             return
         serving = self.serving.get(event.id)
         if serving is not None and serving.inbound is not None:
@@ -457,8 +577,8 @@ class Connection:
 
         The largest message is not counted: however long it is under way, small calls pass it.
         """
-        most, outbox = self.limits.max_queued_bytes, self.outbox
-        return outbox.queued_bytes > most and outbox.queued_bytes - outbox.largest > most
+        queued, most = self.outbox.queued_bytes, self.limits.max_queued_bytes
+        return queued > most and queued - self.outbox.largest > most
 
     def _is_open(self, request_id: int) -> bool:
         return request_id in self.calls or request_id in self.serving
@@ -498,8 +618,9 @@ class Connection:
         self._tell_room()
 
     def _tell_room(self) -> None:
-        self.used_at = self._watch.heard_at
-        self._quiet.unpark_all()
+        self.used_at = self._now
+        if self._quiet is not None:
+            self._quiet.unpark_all()
         for watcher in self.room_watchers:
             watcher(self)
 
@@ -507,36 +628,41 @@ class Connection:
 
     @trio.lowlevel.enable_ki_protection
     async def _write(self) -> None:
-        """The one task that sends. After an error the reader may still take what has arrived, for a bounded time."""
+        """The one task that waits to send. After an error the reader may still take what has arrived, for a bounded time."""
         try:
-            await self.outbox.run(self._sender())
+            await self.outbox.run(self._send_to_socket if isinstance(self.stream, SocketStream) else self._send)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            if self.closed:
+                return
             await trio.sleep(self.limits.close_timeout)
             self._lose_by("the connection broke while sending", exc)
-        finally:
-            self._writer_done.set()
+            return
+        if self.closed:
+            return
+        try:
+            if not isinstance(self.stream, SocketStream):
+                await self.stream.aclose()
+        except Exception:  # A stream of the user's may fail in any way; it must not end its pool or server.
+            log.warning("the stream to %s failed while closing", self.address, exc_info=True)
+        self._lose_closed()
 
-    def _sender(self) -> Callable[[list[Bytes]], Awaitable[None]]:
-        """How a batch is sent. Progress shows within it, so that a slow link is not taken for a stuck one."""
-        stream, progressed = self.stream, self.outbox.progressed
+    def _lose_closed(self) -> None:
+        self.lose(ConnectionLost("the connection was closed on this side", peer=self.address))
 
-        async def send(buffers: list[Bytes]) -> None:
-            self._watch.writing()
-            for buffer in buffers:
-                view = memoryview(buffer)
-                for start in range(0, len(view), SLICE_SIZE):
-                    await stream.send_all(view[start : start + SLICE_SIZE])
-                    progressed()
+    async def _send(self, buffers: list[Bytes]) -> None:
+        """Send a batch. Progress shows within it, so that a slow link is not taken for a stuck one."""
+        self._watch.writing()
+        for buffer in buffers:
+            view = memoryview(buffer)
+            for start in range(0, len(view), SLICE_SIZE):
+                await self.stream.send_all(view[start : start + SLICE_SIZE])
+                self.outbox.progressed()
 
-        async def send_to_socket(buffers: list[Bytes]) -> None:
-            self._watch.writing()
-            await socket_stream.send_buffers(buffers)
-
-        if not isinstance(stream, SocketStream):
-            return send
-        socket_stream = stream
-        socket_stream.on_progress = progressed
-        return send_to_socket
+    async def _send_to_socket(self, buffers: list[Bytes]) -> None:
+        """The same; the socket tells of its progress."""
+        assert isinstance(self.stream, SocketStream)
+        self._watch.writing()
+        await self.stream.send_buffers(buffers)
 
     def send_items(self, request_id: int, count: int, payload: bytes, blobs: Sequence[Bytes]) -> int:
         """Queue a batch of a stream's items; what it costs in credit."""
@@ -574,6 +700,7 @@ class Connection:
         """The handler has ended: only now is its slot free."""
         call.ended = True
         call.coroutine = call.scope = None
+        call.context = self.base_context  # Its own one holds the call: a cycle, and work for the garbage collector.
         if call.inbound is not None:
             call.inbound.close()
         self.serving.pop(call.id, None)
@@ -581,7 +708,9 @@ class Connection:
             self.outbox.stop_sending(call.id)
         self.protocol.forget(call.id)
         if not self.serving:
-            self._tell_room()
+            self.used_at = self._now
+            if self.room_watchers or self._quiet is not None:
+                self._tell_room()
 
     # -- calls of ours ---------------------------------------------------------------------------------------------
 
@@ -590,33 +719,42 @@ class Connection:
         method: bytes,
         payload: bytes,
         blobs: Sequence[Bytes],
-        *,
         deadline: float,
+        now: float,
         metadata: Metadata | None,
-        streaming: bool,
         cancel_wait: float,
         parent: CallContext | None = None,
+        *,
+        streaming: bool = False,
         received: ReceiveStream[Any] | None = None,
     ) -> Outgoing:
         """Queue a request and enter it in the table, in one step. Raises EncodeError with nothing queued."""
-        timeout = None if deadline == math.inf else deadline - trio.current_time()
-        request_id, frames = self.protocol.request(
-            method, payload, blobs, timeout=timeout, metadata=metadata, streaming=streaming
-        )
-        call = Outgoing(self, deadline, cancel_wait, parent)
-        call.id = request_id
+        protocol = self.protocol
+        try:
+            request_id, frames = protocol.request(
+                method, payload, blobs, None if deadline == math.inf else deadline - now, metadata, streaming
+            )
+        except EncodeError as exc:
+            locate(exc, str(method[1:], "utf-8"))
+            raise
+        call = self.calls[request_id] = Outgoing(self, request_id, deadline, now, cancel_wait, parent)
         if received is not None:
             call.received = received
             received.attach(self, request_id)
-        self.calls[request_id] = call
         self.counters.calls += 1
-        if timeout is None:
+        if len(self.calls) == 1 and self._crowd < 2:  # A single caller: others would have been woken with it.
+            self.outbox.cork(now)
             call.ticket = self.outbox.put_message(request_id, frames)
+            self.outbox.flush(now)
         else:
-            call.ticket = self.outbox.put_request(request_id, frames, deadline)
-        if self.protocol.exhausted:
+            call.ticket = self.outbox.put_message(request_id, frames)
+        if protocol.exhausted:
             self.retire()
         return call
+
+    def _deadline_of(self, request_id: int) -> float:
+        call = self.calls.get(request_id)
+        return math.inf if call is None else call.deadline
 
     def withdraw(self, call: Outgoing) -> bool:
         """Take back a request that the writer has not taken. True: it never left, and its place is free."""
@@ -647,7 +785,29 @@ class Connection:
     def note_orphan(self) -> None:
         """A call was given up whose handler has not ended; its place stays taken."""
         self.counters.orphans += 1
-        self._quiet.unpark_all()
+        self._tell_quiet()
+
+
+class Contained:
+    """A block that nothing in a connection raises out of, apart from what is its owner's: it is logged instead."""
+
+    __slots__ = ("_address",)
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> bool:
+        if exc is None:
+            return False
+        ours, rest = _split(exc, (KeyboardInterrupt, trio.Cancelled))
+        if rest is not None:
+            log.error("connection to %s failed inside", self._address, exc_info=rest)
+        if ours is None or ours is exc:
+            return ours is None
+        raise ours from None
 
 
 def _split(

@@ -40,7 +40,7 @@ def _fields(credentials: Any) -> dict[str, Any] | None:
 
 def checked(credentials: Credentials) -> Credentials:
     """Tell at once what no peer would take, and not at each dial; a function is asked then."""
-    if callable(credentials):
+    if credentials is None or callable(credentials):
         return credentials
     fields = _fields(credentials)
     Hello(credentials=fields).to_bytes()

@@ -84,6 +84,13 @@ class ServedMethod:
         self._limiter = limiter
         self._debug = debug
         self._run = self._runner()
+        self._streams_out = spec.shape.streams_out
+        self._plain = (
+            spec.implemented
+            and not (authorize or interceptors or spec.shape.streams_out)
+            and spec.stream_parameter is None
+        )
+        """Nothing to be done before a handler runs but to decode its arguments."""
 
     def __repr__(self) -> str:
         return f"<ServedMethod {self.spec.wire_name}>"
@@ -101,6 +108,10 @@ class ServedMethod:
 
     def start(self, call: Incoming) -> Coroutine[Any, Any, Any]:
         """Check, decode, and make the handler's coroutine. What it raises did not run."""
+        if self._plain:
+            args, kwargs = self._arguments.decode(call.payload, call.blobs)
+            call.payload, call.blobs = b"", ()
+            return self._run(*args, **kwargs)
         spec = self.spec
         if not spec.implemented:
             raise Unimplemented(f"{spec.wire_name} is declared here, and not implemented")
@@ -159,7 +170,7 @@ class ServedMethod:
     def succeed(self, call: Incoming, value: Any) -> None:
         """Answer with the result, or end the stream of items."""
         try:
-            if self.spec.shape.streams_out:
+            if self._streams_out:
                 call.connection.send_end(call)
                 return
             payload, blobs = self._result.encode(value)

@@ -1,12 +1,14 @@
 """The HELLOs: from a fresh transport to two sides that know each other.
 
 A connection is ready after the HELLO round trip and not on TCP accept: with TLS 1.3 a server's refusal of the
-client's certificate shows only at the client's first read.
+client's certificate shows only at the client's first read. What may go before that, right behind the dialler's HELLO,
+is one small idempotent request; see `WaitingLine.admit_early`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+import functools
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -21,16 +23,18 @@ from ._errors import (
     RpcError,
     Unauthenticated,
 )
+from ._sockets import SocketStream
 from ._tls import is_final, why
-from .wire import PREFACE, Event, GoAwayReceived, Hello, HelloReceived, Protocol
+from .wire import PREFACE, Bytes, Event, GoAwayReceived, Hello, HelloReceived, Protocol, RequestReceived
 
 __all__ = ["answer", "greet", "introduction"]
 
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
-def introduction(codec: str, limits: Limits, heartbeat: Heartbeat, services: Iterable[str]) -> Hello:
-    """What either side says of itself; the dialler adds its credentials."""
+@functools.lru_cache(maxsize=64)
+def introduction(codec: str, limits: Limits, heartbeat: Heartbeat, services: tuple[str, ...]) -> Hello:
+    """What either side says of itself; the dialler adds its credentials. Made once, and once made into bytes."""
     return Hello(
         codecs=(codec,),
         max_in_flight=limits.max_in_flight,
@@ -41,17 +45,17 @@ def introduction(codec: str, limits: Limits, heartbeat: Heartbeat, services: Ite
         stream_window_items=limits.stream_window_items,
         ping_interval=heartbeat.interval,
         ping_timeout=heartbeat.timeout,
-        services=tuple(services),
+        services=services,
     )
 
 
-async def greet(stream: trio.abc.Stream, protocol: Protocol, address: str) -> list[Event]:
-    """The dialler's side: say HELLO, await the answer. Returns the events that came right behind it.
+async def greet(stream: trio.abc.Stream, protocol: Protocol, address: str, early: Bytes = b"") -> list[Event]:
+    """The dialler's side: say HELLO, and right behind it `early`; await the answer. Returns what came right behind.
 
-    Raises ConnectError, or Unauthenticated if the credentials were refused.
+    Raises ConnectError, or Unauthenticated if the credentials were refused; `may_have_run` is about `early`.
     """
     try:
-        await stream.send_all(protocol.greeting())
+        await stream.send_all(protocol.greeting() + early)
         events = await _first_events(stream, protocol)
     except ProtocolError as exc:
         raise ConnectError(f"{address}: {exc.message}", peer=address, permanent=True) from exc
@@ -59,10 +63,11 @@ async def greet(stream: trio.abc.Stream, protocol: Protocol, address: str) -> li
         # With TLS 1.3 it is here that a client learns what the server thinks of its certificate.
         final = is_final(exc)
         text = f"TLS with {address} failed" if final else f"{address} broke the connection before its HELLO"
-        raise ConnectError(f"{text}: {why(exc)}", peer=address, permanent=final) from exc
+        text = f"{text}: {why(exc)}"
+        raise ConnectError(text, may_have_run=bool(early) and not final, peer=address, permanent=final) from exc
     if not events:
         text = f"{address} closed the connection before its HELLO; does it expect TLS, or a client certificate?"
-        raise ConnectError(text, peer=address)
+        raise ConnectError(text, may_have_run=bool(early), peer=address)
     first = events.pop(0)
     if isinstance(first, GoAwayReceived):
         raise _refusal(first, address)
@@ -78,26 +83,36 @@ def _refusal(goaway: GoAwayReceived, address: str) -> RpcError:
 
 async def answer(
     stream: trio.abc.Stream, protocol: Protocol, admit: Callable[[Hello], Awaitable[Hello]]
-) -> list[Event]:
+) -> tuple[bytes, list[Event]]:
     """The acceptor's side: await HELLO, let `admit` judge it, answer. Returns the events that came right behind.
 
+    If that is one request, and nothing more, our own HELLO is returned unsent: it goes with the first that is written,
+    which may be the request's result. Two system calls and a turn of the other side are saved by that, 7 % of a
+    connection with one call.
     `admit` returns what to answer, or raises a Refused or ConnectError, which the peer is told.
     Raises ConnectionFailed or Refused.
     """
     try:
-        events = await _first_events(stream, protocol)
+        # The dialler speaks first: by now it may well have. A try costs less than a turn of the scheduler.
+        data = stream.receive_at_once() if isinstance(stream, SocketStream) else None
+        events = protocol.receive_data(data) if data else []
+        if not events:
+            events = await _first_events(stream, protocol)
         if not events:
             raise ConnectionFailed("the peer closed the connection before its HELLO")
         first = events.pop(0)
         assert isinstance(first, HelloReceived)
         protocol.local = await admit(first.hello)
-        await stream.send_all(protocol.greeting())
+        greeting = protocol.greeting()
+        if len(events) == 1 and isinstance(events[0], RequestReceived):
+            return greeting, events
+        await stream.send_all(greeting)
     except (RemoteProtocolError, Refused, ConnectError) as exc:
         await _say_no(stream, protocol, exc)
         raise
     except _BROKEN as exc:
         raise ConnectionFailed(f"the connection broke during HELLO: {why(exc)}") from exc
-    return events
+    return b"", events
 
 
 async def _say_no(stream: trio.abc.Stream, protocol: Protocol, exc: RpcError) -> None:

@@ -107,11 +107,13 @@ class _Items(trio.abc.ReceiveChannel[T]):
         self._ended.set()
         self._arrived.unpark_all()
 
-    def put(self, item: T) -> bool:
+    def batch(self) -> tuple[Callable[[T], object], int]:
         """Never room for two."""
+        return self._put, 1
+
+    def _put(self, item: T) -> None:
         self._waiting_items.append(item)
         self._arrived.unpark_all()
-        return False
 
     def flush(self) -> None:
         """Nothing is gathered."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import attrs
@@ -20,8 +20,7 @@ from .wire import Metadata
 __all__ = ["open_connection", "open_pool", "run_pool"]
 
 
-@asynccontextmanager
-async def open_pool(
+def open_pool(
     target: str | Dial,
     *,
     codec: str = "msgpack",
@@ -33,7 +32,7 @@ async def open_pool(
     metadata: Metadata | None = None,
     services: object = (),
     interceptors: Sequence[Interceptor] = (),
-) -> AsyncIterator[Pool]:
+) -> AbstractAsyncContextManager[Pool]:
     """Open a pool of connections to `target`, for the length of a block.
 
     Entering returns at once; connections are dialled in the background. Leaving the block cancels and joins the calls
@@ -52,21 +51,23 @@ async def open_pool(
         services: objects that the server may call back.
         interceptors: wrap every call; the first is the outermost.
     """
-    name, dial_target = _resolve_target(target, ssl_context)
-    pool = Pool(
-        name,
-        dial_target,
-        codec=codec,
-        limits=limits,
-        heartbeat=heartbeat,
-        retry=retry,
-        credentials=credentials,
-        metadata=metadata,
-        services=services,
-        interceptors=interceptors,
-    )
-    async with keep_open(pool):
-        yield pool
+
+    def make() -> Pool:
+        name, dial_target = _resolve_target(target, ssl_context)
+        return Pool(
+            name,
+            dial_target,
+            codec=codec,
+            limits=limits,
+            heartbeat=heartbeat,
+            retry=retry,
+            credentials=credentials,
+            metadata=metadata,
+            services=services,
+            interceptors=interceptors,
+        )
+
+    return keep_open(make)
 
 
 def _resolve_target(target: str | Dial, ssl_context: ssl.SSLContext | None) -> tuple[str, Dial]:
@@ -135,7 +136,7 @@ async def open_connection(
         redial=False,
     )
     try:
-        async with keep_open(pool):
+        async with keep_open(lambda: pool):
             await pool.connect()
             yield pool
     finally:

@@ -2,13 +2,16 @@
 
 Rules of this file:
 
-1. Only the writer (`Outbox.run`) touches the transport's sending side, outside every call's scope: a cancelled
+1. Only the writer (`Outbox.run`) awaits the transport's sending side, outside every call's scope: a cancelled
    `send_all` leaves an unknown prefix on the wire, which on a shared stream is everyone's corruption. If it is
-   interrupted while it sends, the connection is dead.
+   interrupted while it sends, the connection is dead. While the writer has nothing in hand, `flush` may do its work in
+   one step, on a socket that takes what it can without waiting.
 2. Putting never waits. What bounds the queue is known at each caller: calls by `max_in_flight`, streams by credit,
    control frames by what they answer.
 3. Control frames (ping, pong, credit, cancel, go-away) go first, then small frames in order, then one chunk of each
-   large message in turn. So nothing small waits behind more than one batch.
+   large message in turn; a few chunks, as long as the transport takes what it is given at once. So nothing small
+   waits behind more than one batch.
+4. A transport that takes all it is given never makes the writer wait: after BURST_SIZE bytes the others have their turn.
 
 The writer parks while there is nothing to do; a put reschedules it, and it runs once in the next scheduler tick and
 takes all that the tick has gathered, joined into one buffer: a system call for each batch and not for each frame.
@@ -19,21 +22,31 @@ it back unsent: a call that is cancelled then was never handed to the transport,
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 
 import attrs
 import trio
-from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
+from trio.lowlevel import Abort, Task, checkpoint, current_task, reschedule, wait_task_rescheduled
 
-from .wire import Bytes, Frames, frame_id, message_size, restamp
+from .wire import Bytes, Frames, frame_id, is_timed_request, message_size, restamp
 
-__all__ = ["Outbox"]
+__all__ = ["FULL", "Outbox"]
 
 BATCH_SIZE = 128 * 1024
 """Bytes of small frames that go into one write; more only delays what comes next."""
-STALE = 0.001
-"""Seconds in the queue after which a request's remaining time is written anew."""
+BURST_SIZE = 512 * 1024
+"""Bytes written without a turn for other tasks. Measured beside a 64 MiB message: else up to 8 ms without one."""
+QUICK_CHUNKS = 4
+"""Chunks in one write (256 KiB) unless the last one had to wait. Measured with 1 MiB echoes: 8 % more calls, CPU 0.8."""
+FULL = 32
+"""Frames that are not kept back any longer: the peer begins with them while this side goes on with what it does, so
+that both work at the same time and not in turns. Measured with 64 callers: 1.7 times the calls; 16 frames are less, as
+each write may have to wake the peer's process, which costs as much as several calls."""
+STALE = 0.005
+"""Seconds in the queue after which what is left of a request's deadline is written anew: a tenth of the slack that a
+handler has beyond its caller."""
 
 
 @attrs.define
@@ -53,9 +66,33 @@ def _alone(frame: bytes) -> Iterator[list[Bytes]]:
 class Outbox:
     """The sending half of one connection."""
 
+    __slots__ = (
+        "_control",
+        "_corked",
+        "_finishing",
+        "_frames",
+        "_frames_bytes",
+        "_held_up",
+        "_large",
+        "_large_bytes",
+        "_on_taken",
+        "_parked",
+        "_since",
+        "_unsent",
+        "deadline_of",
+        "on_progress",
+        "progressed_at",
+        "send_now",
+        "taken",
+    )
+
     def __init__(self) -> None:
         self.on_progress: Callable[[], object] | None = None
         """Told after each write."""
+        self.deadline_of: Callable[[int], float] = lambda _request_id: math.inf
+        """The deadline of a request in the queue, by its id."""
+        self.send_now: Callable[[Bytes], int] | None = None
+        """Sends without waiting what the transport takes at once, and tells how much; None if it has no such way."""
         self.progressed_at: float | None = None
         """When the transport last took bytes of the write under way; None while no write is under way."""
         self.taken: int = 0
@@ -64,9 +101,17 @@ class Outbox:
         self._frames: list[bytes] = []
         self._frames_bytes = self._large_bytes = 0
         self._large: dict[int, _Large] = {}
-        self._deadlines: list[tuple[int, float, float]] = []
+        self._since = 0.0
+        """Nothing in the queue is older than this."""
         self._on_taken: list[Callable[[], object]] = []
-        self._parked: Task | None = None
+        self._held_up = False
+        """The transport did not take the last batch with chunks at once."""
+        self._parked: Task | Callable[[], object] | None = None
+        """The writer while it has nothing to do, or what starts one."""
+        self._corked: Task | Callable[[], object] | None = None
+        """The same while it need not be woken."""
+        self._unsent: list[Bytes] = []
+        """What `flush` has taken and not sent."""
         self._finishing = False
 
     def __repr__(self) -> str:
@@ -81,12 +126,17 @@ class Outbox:
         return self._frames_bytes + self._large_bytes
 
     @property
+    def sending_large(self) -> bool:
+        """True while a message goes out in chunks."""
+        return bool(self._large)
+
+    @property
     def largest(self) -> int:
         """Bytes that are left of the largest message."""
         return max((large.size for large in self._large.values()), default=0)
 
     def __len__(self) -> int:
-        return len(self._control) + len(self._frames) + len(self._large)
+        return len(self._control) + len(self._frames) + len(self._large) + len(self._unsent)
 
     # -- putting: synchronous, never refused ---------------------------------------------------------------------
 
@@ -94,9 +144,12 @@ class Outbox:
         """Queue one small frame; return its ticket."""
         self._frames.append(frame)
         self._frames_bytes += len(frame)
+        ticket = self.taken + len(self._frames) - 1
         if self._parked is not None:
             self._wake()
-        return self.taken + len(self._frames) - 1
+        elif len(self._frames) >= FULL:
+            self.flush()
+        return ticket
 
     def put_control(self, frame: bytes, on_taken: Callable[[], object] | None = None) -> None:
         """Queue a frame ahead of all others. `on_taken` is called when the transport has taken it."""
@@ -109,7 +162,9 @@ class Outbox:
     def put_message(self, request_id: int, frames: Frames) -> int:
         """Queue a message of any size; return its first frame's ticket. Messages of one id keep their order."""
         first, rest = frames
-        large = self._large.get(request_id) if self._large else None
+        if rest is None and not self._large:
+            return self.put(first)
+        large = self._large.get(request_id)
         if large is not None:
             # An earlier message of this stream is still going out in chunks; overtaking it would reorder the items.
             large.messages.append(_alone(first))
@@ -121,13 +176,6 @@ class Outbox:
         if rest is not None:
             large = self._large[request_id] = _Large(ticket, deque([rest]))
             self._count_large(large, message_size(frames) - len(first))
-        return ticket
-
-    def put_request(self, request_id: int, frames: Frames, deadline: float | None) -> int:
-        """Queue a request. With a deadline, the time left is written anew if it has to wait here."""
-        ticket = self.put_message(request_id, frames)
-        if deadline is not None:
-            self._deadlines.append((ticket, deadline, trio.current_time()))
         return ticket
 
     def withdraw(self, request_id: int, ticket: int, *, streaming: bool = False) -> bool:
@@ -157,48 +205,135 @@ class Outbox:
         if large is not None:
             self._large_bytes -= large.size
 
+    @property
+    def idle(self) -> bool:
+        """True if nothing waits and nothing is being written."""
+        return not self and self.progressed_at is None
+
+    def cork(self, now: float) -> None:
+        """What is put from now on need not wake the writer: `flush` follows, in this step or before the next read."""
+        if self._parked is not None:
+            self._corked, self._parked = self._parked, None
+            self._since = now
+
     def finish(self) -> None:
         """Write what is queued, then let `run` return."""
         self._finishing = True
+        if self._corked is not None:
+            self._parked, self._corked = self._corked, None
         if self._parked is not None:
             self._wake()
 
+    def close(self) -> None:
+        """The connection has ended: nothing more is taken of what is queued, and `run` returns."""
+        self._control.clear()
+        self._frames.clear()
+        self._large.clear()
+        self._unsent.clear()
+        self._frames_bytes = self._large_bytes = 0
+        if callable(self._corked or self._parked):  # There is no writer, and need not be one any more.
+            self._corked = self._parked = None
+        self.finish()
+
     def progressed(self) -> None:
-        """The transport has taken some of the batch that is being written."""
+        """The transport has taken some of the batch that is being written, and the rest has to wait."""
+        self._held_up = True
         if self.progressed_at is not None:
             self.progressed_at = trio.current_time()
 
     # -- writing: one task ---------------------------------------------------------------------------------------
 
+    def begin(self, start: Callable[[], object], *, flush: bool = True) -> None:
+        """Send what is queued, unless more is about to follow, and a `flush`.
+
+        There is no writer yet: `start` starts one when there is more than `flush` can do.
+        """
+        self._corked = start
+        if flush:
+            self.flush()
+
+    def take_first(self) -> Bytes:
+        """What was put before there is a writer: to be sent right behind the HELLO, by whoever says that."""
+        if not self:
+            return b""
+        (data,) = self._take()
+        self.progressed_at = None
+        return data
+
     async def run(self, send: Callable[[list[Bytes]], Awaitable[None]]) -> None:
         """Write batches until `finish`; raises what the transport raises."""
+        burst = 0
         while True:
+            if burst >= BURST_SIZE:
+                burst = 0
+                await checkpoint()
             if not self:
+                burst = 0
                 if self._finishing:
                     return
                 self._parked = current_task()
                 await wait_task_rescheduled(self._abandon)
             if not self:
                 continue
-            batch = self._take()
+            batch, self._unsent = self._unsent or self._take(), []
             reports, self._on_taken = self._on_taken, []
-            self.progressed_at = trio.current_time()
             await send(batch)
-            self.progressed_at = None
-            for report in reports:
-                report()
-            if self.on_progress is not None:
-                self.on_progress()
+            burst += sum(map(len, batch))
+            self._written(reports)
 
-    def _take(self) -> list[Bytes]:
+    @trio.lowlevel.enable_ki_protection  # Between taking and sending, a Ctrl-C would lose frames of others.
+    def flush(self, now: float | None = None) -> None:
+        """Write now, without waiting for the writer's turn, if nothing is being written and nothing large waits.
+
+        One send that neither waits nor can be cancelled; what it leaves is the writer's, and so is its error. Called
+        where it is known that no other frame is about to follow. Measured: a scheduler tick less before the other
+        side can begin, 8 % more calls for a single caller. `now`: the time, where it is known.
+        """
+        corked, self._corked = self._corked, None
+        if corked is not None:
+            self._parked = corked
+        if not (self._frames or self._control or self._large or self._unsent):
+            return
+        if self.send_now is not None and self.progressed_at is None and not self._large:
+            self._send_now(self.send_now, now)
+        if corked is not None and self:
+            self._wake()
+
+    def _send_now(self, send: Callable[[Bytes], int], now: float | None) -> None:
+        (data,) = self._take(now)
+        try:
+            sent = send(data)
+        except OSError:
+            sent = 0
+        if sent == len(data):
+            reports, self._on_taken = self._on_taken, []
+            self._written(reports)
+        else:
+            self._unsent = [memoryview(data)[sent:]]
+
+    def _written(self, reports: list[Callable[[], object]]) -> None:
+        self.progressed_at = None
+        for report in reports:
+            report()
+        if self.on_progress is not None:
+            self.on_progress()
+
+    def _take(self, now: float | None = None) -> list[Bytes]:
         """The next batch, in the order of rule 3."""
-        if self._deadlines:
-            self._refresh_deadlines()
-        small = self._control + self._take_frames()
-        self._control = []
+        if now is None:
+            now = trio.current_time()
+        frames = self._take_frames()
+        if now - self._since > STALE:
+            frames = [self._refreshed(frame, now) for frame in frames]
+        if not self._frames:
+            self._since = now
+        self.progressed_at = now
+        small, self._control = self._control + frames, []
         batch: list[Bytes] = [small[0] if len(small) == 1 else b"".join(small)] if small else []
         if self._large:
-            batch += self._next_chunk()
+            for _ in range(1 if self._held_up else QUICK_CHUNKS):
+                batch += self._next_chunk()
+            self._held_up = False
         return batch
 
     def _take_frames(self) -> list[bytes]:
@@ -214,13 +349,19 @@ class Outbox:
             frames, self._frames = frames[:count], frames[count:]
             self._frames_bytes -= size
         self.taken += len(frames)
-        if self._deadlines:
-            self._deadlines = [entry for entry in self._deadlines if entry[0] >= self.taken] if self._frames else []
         return frames
+
+    def _refreshed(self, frame: bytes, now: float) -> bytes:
+        """A request that has waited here takes with it what is left of its deadline now."""
+        if not is_timed_request(frame):
+            return frame
+        return restamp(frame, self.deadline_of(frame_id(frame)) - now)
 
     def _next_chunk(self) -> list[Bytes]:
         """One chunk of the message whose turn it is; then that message goes to the end of the ring."""
-        request_id = next(iter(self._large))
+        request_id = next(iter(self._large), None)
+        if request_id is None:
+            return []
         large = self._large.pop(request_id)
         if large.ticket >= self.taken:
             # The batch limit has left its first frame in line.
@@ -239,19 +380,15 @@ class Outbox:
         large.size += change
         self._large_bytes += change
 
-    def _refresh_deadlines(self) -> None:
-        now = trio.current_time()
-        waiting = self.taken + len(self._frames)
-        for ticket, deadline, queued_at in self._deadlines:
-            place = ticket - self.taken
-            if now - queued_at > STALE and place >= 0 and ticket < waiting and self._frames[place]:
-                self._frames[place] = restamp(self._frames[place], deadline - now)
-
     def _wake(self) -> None:
-        task, self._parked = self._parked, None
-        assert task is not None
-        reschedule(task)
+        writer, self._parked = self._parked, None
+        assert writer is not None
+        self._since = trio.current_time()
+        if isinstance(writer, Task):
+            reschedule(writer)
+        else:
+            writer()
 
     def _abandon(self, _raise_cancel: object) -> Abort:
-        self._parked = None
+        self._parked = self._corked = None
         return Abort.SUCCEEDED

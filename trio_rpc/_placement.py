@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 __all__ = ["dials_wanted", "least_in_flight"]
@@ -25,12 +26,34 @@ class Place(Protocol):
 P = TypeVar("P", bound=Place)
 
 
-def least_in_flight(connections: Sequence[P]) -> P | None:
-    """The connection with the fewest calls under way that has a free place; the oldest of equals."""
+FEW = 16
+"""So many connections are all looked at."""
+CHOICES = 4
+
+
+def least_in_flight(connections: Sequence[P], rng: Callable[[], float]) -> P | None:
+    """The connection with the fewest calls under way that has a free place; the oldest of equals.
+
+    Of more than FEW, the best of CHOICES random ones, so that a call costs the same in a pool of any size: by the power
+    of two choices (Mitzenmacher, 1996) that is nearly as even. All are looked at if none of those has a place.
+    """
+    count = len(connections)
+    if count > FEW:
+        best = _best([connections[int(rng() * count)] for _ in range(CHOICES)])
+        if best is not None:
+            return best
+    return _best(connections)
+
+
+def _best(connections: Sequence[P]) -> P | None:
     best: P | None = None
+    fewest = math.inf
     for connection in connections:
-        if connection.free > 0 and (best is None or connection.in_flight < best.in_flight):
-            best = connection
+        in_flight = connection.in_flight
+        if in_flight < fewest and connection.free > 0:
+            if not in_flight:
+                return connection
+            best, fewest = connection, in_flight
     return best
 
 

@@ -1,8 +1,10 @@
 """The pool: connections to one target, kept by a nursery of their own.
 
-Ownership. Everything here runs in one shielded nursery, which ends only by `aclose`: outside cancellation first stops
-new calls, cancels and joins those in flight, and only then closes the streams, for which I/O must go on meanwhile.
-Callers never dial: a cancelled caller leaves nothing half open. Each connection is one task, from dialling to its end.
+Ownership. Everything here runs in one nursery, in tasks that each shield themselves in their first step and end only
+after `close_soon`: outside cancellation first stops new calls, cancels and joins those in flight, and only then closes
+the streams, for which I/O must go on meanwhile. Where nothing is under way that is done at once, in the step of whoever
+closes. Callers never dial: a cancelled caller leaves nothing half open. Each connection is one task, from dialling to
+its end, in a nursery of its own whose scope bounds the dial first, and the goodbye at last.
 
 A call never waits between picking a connection and owning a place on it (see `_waiting`). A place is free again when
 the terminal frame has come, not when somebody stopped waiting for it.
@@ -19,7 +21,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import Context, copy_context
 from functools import partial
-from typing import Any
 
 import attrs
 import trio
@@ -29,7 +30,7 @@ from ._backoff import delay_before
 from ._call import Interceptor
 from ._caller import Caller
 from ._config import Heartbeat, PoolLimits, RetryPolicy
-from ._connection import Connection
+from ._connection import Connection, Contained
 from ._contract import describe_services
 from ._credentials import Credentials, checked, resolve
 from ._dispatch import compile_services
@@ -109,12 +110,12 @@ class Pool(Target):
         self._closing_connections: set[Connection] = set()
         self._redial = redial
         self._over: RpcError | None = None
-        self._dialling = self._failures = 0
+        self._dialling = self._failures = self._tasks = 0
+        self._dials: dict[trio.CancelScope, Connection | None] = {}  # Under way; a connection that has a call already.
         self._next_dial_at = -math.inf
         self._last_error: BaseException | None = None
         self._nursery: trio.Nursery | None = None
-        self._running = trio.Event()
-        self._close_requested = trio.Event()
+        self._closing = False
         self._closed = trio.Event()
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -123,7 +124,7 @@ class Pool(Target):
 
     def __repr__(self) -> str:
         stats = self.statistics()
-        state = "closed" if self._closed.is_set() else "closing" if self._close_requested.is_set() else "open"
+        state = "closed" if self._closed.is_set() else "closing" if self._closing else "open"
         return (
             f"<Pool {self.target} ({state}): {stats.busy} busy, {stats.idle} idle, {stats.dialling} dialling "
             f"of {self.limits.max_connections}; {stats.in_flight} calls in flight, {stats.waiting} waiting>"
@@ -140,7 +141,7 @@ class Pool(Target):
             dialling=self._dialling,
             min_connections=self.limits.min_connections,
             max_connections=self.limits.max_connections,
-            in_flight=sum(connection.in_flight for connection in self._ready),
+            in_flight=sum(connection.in_flight for connection in self._in_use),
             spare=sum(max(0, connection.free) for connection in self._ready),
             waiting=len(self._line),
             orphans=connections.orphans,
@@ -164,11 +165,33 @@ class Pool(Target):
         Calls in flight are cancelled and joined, each bounded by its `cancel_wait`; they, and calls that wait for a
         place, raise PoolClosed with their own `may_have_run`.
         """
-        self._close_requested.set()
+        self.close_soon()
         # Bounded by cancel_wait and close_timeout. A task that the closing has to end must not wait for it shielded.
         with trio.CancelScope(shield=not self._owns(trio.lowlevel.current_task())):
             await self._closed.wait()
         await trio.lowlevel.checkpoint_if_cancelled()
+
+    @trio.lowlevel.enable_ki_protection
+    def close_soon(self) -> None:
+        """Begin to close; `_closed` is set at the end. Idempotent."""
+        if self._closing:
+            return
+        self._closing = True
+        self._turn_away()
+        for dial, connection in self._dials.items():
+            if connection is None:
+                dial.cancel()
+        if any(connection.busy for connection in self._in_use):
+            for connection in list(self._ready):
+                connection.drain("the pool is closing")
+            self._start(self._wind_up, "end")
+        else:
+            self._close_connections()
+
+    @property
+    def _in_use(self) -> list[Connection]:
+        """Connections that calls may be on: those that are ready, and those whose first call went with the HELLO."""
+        return [*self._ready, *(connection for connection in self._dials.values() if connection is not None)]
 
     def _owns(self, task: trio.lowlevel.Task) -> bool:
         """True for a task that runs in the pool: a handler that the peer calls back, a function that dials."""
@@ -182,8 +205,7 @@ class Pool(Target):
         while not any(connection.usable for connection in self._ready):
             self._check_open()
             if not self._dialling:
-                self._dialling += 1
-                self._start(self._keep_connection, "connection")
+                self._dial()
             errors = self._pool_counters.connect_errors
             await self._changed.park()
             if self._pool_counters.connect_errors > errors and isinstance(self._last_error, RpcError):
@@ -197,43 +219,52 @@ class Pool(Target):
 
     # -- life ------------------------------------------------------------------------------------------------------
 
-    async def _run(self) -> None:
-        """Keep the pool until `aclose`. Owned by `open_pool` alone."""
-        try:
-            with trio.CancelScope(shield=True):
-                async with trio.open_nursery() as nursery:
-                    self._nursery = nursery
-                    self._start(self._timer.run, "timer")
-                    self._dial_what_is_wanted()
-                    self._running.set()
-                    await self._close_requested.wait()
-                    await self._wind_up()
-                    nursery.cancel_scope.cancel()
-        finally:
-            self._nursery = None
-            self._close_requested.set()
-            self._closed.set()
-            self._turn_away()  # Once more for those who wait outside: a Ctrl-C may have ended this without winding up.
+    def begin(self, nursery: trio.Nursery) -> None:
+        """Keep the pool in this nursery until `close_soon`. Called by `keep_open` alone."""
+        self._nursery = nursery
+        self._start(partial(self._timer.run, shield=True), "timer")
+        self._dial_what_is_wanted()
 
     def _start(self, function: Callable[[], Awaitable[object]], what: str) -> None:
-        """Start a task of long life, in a clean context and not in that of whoever happened to call first."""
-        assert self._nursery is not None
-        Context().run(partial(self._nursery.start_soon, function, name=f"trio_rpc pool {what} {self.target}"))
+        """Start a task of long life, in a clean context and not in that of whoever happened to call first.
 
+        It shields itself, before its first checkpoint.
+        """
+        assert self._nursery is not None
+        self._tasks += 1
+        start, name = self._nursery.start_soon, f"trio_rpc pool {what} {self.target}"
+        Context().run(lambda: start(self._keep, function, name=name))
+
+    async def _keep(self, function: Callable[[], Awaitable[object]]) -> None:
+        try:
+            await function()
+        finally:
+            self._tasks -= 1
+            if self._closing and not self._tasks:
+                self._closed.set()
+
+    @trio.lowlevel.enable_ki_protection
     async def _wind_up(self) -> None:
         """Stop what is under way and wait for its end; each wait here is bounded by a timer of the call itself."""
-        self._turn_away()
-        for connection in self._ready:
-            connection.drain("the pool is closing")
-            for call in list(connection.calls.values()):
-                call.close(PoolClosed(f"the pool of {self.target} was closed"))
-            connection.stop_serving("the caller's pool is closing")
-        with trio.move_on_after(self._longest_wait()):
-            for connection in list(self._ready):
-                await connection.wait_quiet()
-        async with trio.open_nursery() as nursery:
-            for connection in list(self._ready):
-                nursery.start_soon(connection.aclose)
+        try:
+            with trio.CancelScope(shield=True):
+                for connection in self._in_use:
+                    for call in list(connection.calls.values()):
+                        call.close(PoolClosed(f"the pool of {self.target} was closed"))
+                    connection.stop_serving("the caller's pool is closing")
+                with trio.move_on_after(self._longest_wait()):
+                    for connection in self._in_use:
+                        await connection.wait_quiet()
+        finally:
+            self._close_connections()
+
+    def _close_connections(self) -> None:
+        """The end: within `close_timeout`, every task of the pool ends by itself."""
+        self._timer.stop()
+        for dial in self._dials:
+            dial.cancel()
+        for connection in list(self._ready):
+            connection.finish()
 
     def _turn_away(self) -> None:
         """Tell all that wait for a connection or a place that the pool is closed."""
@@ -244,7 +275,7 @@ class Pool(Target):
 
     def _longest_wait(self) -> float:
         """Calls bound their own joins; this bounds the wait for handlers here that ignore their cancellation."""
-        waits = [call.cancel_wait for connection in self._ready for call in connection.calls.values()]
+        waits = [call.cancel_wait for connection in self._in_use for call in connection.calls.values()]
         return max(waits, default=0.0) + self.limits.cancel_wait
 
     def _closed_error(self) -> PoolClosed:
@@ -253,7 +284,7 @@ class Pool(Target):
     # -- dialling --------------------------------------------------------------------------------------------------
 
     def _dial_what_is_wanted(self) -> None:
-        if self._close_requested.is_set() or self._nursery is None or self._over is not None:
+        if self._closing or self._over is not None or self._dialling >= max(1, self.limits.min_connections):
             return
         wanted = dials_wanted(
             ready=sum(connection.usable for connection in self._ready),
@@ -264,50 +295,71 @@ class Pool(Target):
             failing=self._failures > 0,
         )
         for _ in range(wanted):
-            self._dialling += 1
-            self._start(self._keep_connection, "connection")
+            self._dial()
+
+    def _dial(self) -> None:
+        self._dialling += 1
+        self._start(self._keep_connection, "connection")
 
     async def _keep_connection(self) -> None:
-        """One connection, from dialling to its end."""
-        try:
-            connection, early = await self._connect()
-        except RpcError as exc:
-            self._note_dial_failure(exc)
-            return
-        finally:
-            self._dialling -= 1
-        await connection.run(early, on_open=lambda: self._note_open(connection))
+        """One connection, from dialling to its end, in a nursery of its own."""
+        with Contained(self.target):
+            async with trio.open_nursery() as nursery:
+                nursery.cancel_scope.shield = True
+                connection = await self._connect(nursery.cancel_scope)
+                if connection is not None:
+                    await connection.run(nursery, on_open=partial(self._note_open, connection))
 
-    async def _connect(self) -> tuple[Connection, list[Any]]:
-        """Wait for the back-off, then dial and greet, within `connect_timeout`. Raises an RpcError."""
-        await trio.sleep_until(self._next_dial_at)
+    async def _connect(self, scope: trio.CancelScope) -> Connection | None:
+        """Wait for the back-off, then dial and greet, within `connect_timeout`, which `scope` holds meanwhile.
+
+        None, or Cancelled: it came to nothing.
+        """
         started_at, failures = trio.current_time(), self._failures
-        self._pool_counters.connects += 1
-        timeout = self.limits.connect_timeout
+        self._dials[scope] = None
+        if self._closing:  # Since before the first step of this task.
+            scope.cancel()
         try:
-            with trio.fail_after(math.inf if timeout is None else timeout):
-                stream, protocol, early = await self._dial_and_greet()
+            if self._next_dial_at > started_at:
+                await trio.sleep_until(self._next_dial_at)
+                started_at, failures = trio.current_time(), self._failures
+            self._pool_counters.connects += 1
+            if self.limits.connect_timeout is not None:
+                scope.deadline = started_at + self.limits.connect_timeout
+            connection = await self._dial_and_greet(scope)
+            scope.deadline = math.inf
+            self._pool_counters.connect_seconds += trio.current_time() - started_at
+            return connection
+        except trio.Cancelled:
+            if not self._closing:
+                text = f"{self.target} did not answer within {self.limits.connect_timeout:g} s (connect_timeout)"
+                self._note_dial_failure(ConnectError(text, peer=self.target), started_at, failures)
+            raise
         except Exception as exc:
-            self._failures = max(self._failures, failures + 1)  # Dials that fail side by side count as one.
-            self._delay_next_dial(started_at)
-            if isinstance(exc, RpcError):
-                raise
-            if isinstance(exc, trio.TooSlowError):
-                text = f"{self.target} did not answer within {timeout:g} s (connect_timeout)"
-            else:  # Of the user's own: a function that opens streams, or one that gives credentials.
-                text = f"cannot connect to {self.target}: {exc!r}"
-            raise ConnectError(text, peer=self.target) from exc
-        self._pool_counters.connect_seconds += trio.current_time() - started_at
-        return self._make_connection(stream, protocol), early
+            self._note_dial_failure(exc, started_at, failures)
+        finally:
+            del self._dials[scope]
+            self._dialling -= 1
+        return None
 
-    async def _dial_and_greet(self) -> tuple[trio.abc.Stream, Protocol, list[Any]]:
+    async def _dial_and_greet(self, scope: trio.CancelScope) -> Connection:
         stream = await self._dial_target()
+        connection: Connection | None = None
         try:
             protocol = Protocol(Role.DIALLER, await self._hello())
-            return stream, protocol, await greet(stream, protocol, self.target)
-        except BaseException:
+            connection = self._make_connection(stream, protocol)
+            if self._line.admit_early(connection, scope.deadline):
+                self._dials[scope] = connection
+            connection.meet(await greet(stream, protocol, self.target, connection.outbox.take_first()))
+            if scope.cancel_called:  # In the very last moment: the scope is no good any more.
+                await trio.lowlevel.checkpoint()
+        except BaseException as exc:
+            if connection is not None:
+                connection.miss(exc)
             await trio.aclose_forcefully(stream)
             raise
+        connection.room_watchers.append(self._on_room)
+        return connection
 
     def _delay_next_dial(self, started_at: float) -> None:
         """Keep the back-off's distance, start to start, from a dial that came to nothing."""
@@ -326,15 +378,25 @@ class Pool(Target):
             counters=self._connection_counters,
             address=self.target,
         )
-        connection.room_watchers.append(self._on_room)
-        connection.make_peer = partial(Peer, codec=self.codec, timer=self._timer, limits=self.limits)
+        connection.make_peer = self._make_peer
         return connection
+
+    def _make_peer(self, connection: Connection) -> Peer:
+        return Peer(connection, codec=self.codec, timer=self._timer, limits=self.limits)
 
     async def _hello(self) -> Hello:
         hello = introduction(self.codec, self.limits, self.heartbeat, self._service_names)
+        if self._credentials is None:
+            return hello
         return attrs.evolve(hello, credentials=await resolve(self._credentials))
 
-    def _note_dial_failure(self, error: RpcError) -> None:
+    def _note_dial_failure(self, error: Exception, started_at: float, failures: int) -> None:
+        self._failures = max(self._failures, failures + 1)  # Dials that fail side by side count as one.
+        self._delay_next_dial(started_at)
+        if not isinstance(error, RpcError):  # Of the user's own: a function that opens streams, or gives credentials.
+            cause, error = error, ConnectError(f"cannot connect to {self.target}: {error!r}", peer=self.target)
+            error.__cause__ = cause
+        error.may_have_run = False  # The call that went with the HELLO knows better; this is told to others.
         self._pool_counters.connect_errors += 1
         self._last_error = error
         self._changed.unpark_all()
@@ -368,7 +430,7 @@ class Pool(Target):
             return
         self._ready.remove(connection)
         if connection not in self._closing_connections:
-            self._pool_counters.lost += not self._close_requested.is_set()
+            self._pool_counters.lost += not self._closing
             self._last_error = connection.cause
         self._closing_connections.discard(connection)
         self._changed.unpark_all()
@@ -409,16 +471,20 @@ class Pool(Target):
 
     def _on_room(self, connection: Connection) -> None:
         """A call has left its place, or the connection's state has changed."""
-        if connection.usable:
-            if len(self._line):
+        if not (connection.going_away or connection.closed):
+            if self._line.attempts:
                 self._line.admit(connection)
+            return
+        if self._closing:
+            if connection.closed:
+                self._note_end(connection)
             return
         if connection not in self._closing_connections:
             # The peer's wish: one that lets us in only to send us away again must not make us spin.
             self._delay_next_dial(connection.opened_at)
         if connection.closed:
             self._note_end(connection)
-        elif not connection.busy and not connection.saying_goodbye and self._nursery is not None:
+        elif not connection.busy and not connection.saying_goodbye:
             self._say_goodbye(connection)
         if not self._redial:
             self._note_over(connection)
@@ -428,8 +494,7 @@ class Pool(Target):
         if connection not in self._closing_connections:
             self._pool_counters.closed_going_away += 1
             self._closing_connections.add(connection)
-        connection.saying_goodbye = True
-        self._start(connection.aclose, "goodbye")
+        connection.finish()
 
     def _note_over(self, connection: Connection) -> None:
         """The one stream there was takes no more calls: nobody need wait for another."""
@@ -445,14 +510,14 @@ class Pool(Target):
     # -- what the caller asks --------------------------------------------------------------------------------------
 
     def _pick(self) -> Connection | None:
-        if self._close_requested.is_set() or self._over is not None:
+        if self._closing or self._over is not None:
             self._check_open()
-        if len(self._line):
+        if self._line.attempts:
             return None
         ready = self._ready
         if len(ready) == 1:
             return ready[0] if ready[0].free > 0 else None
-        return least_in_flight(ready)
+        return least_in_flight(ready, self.rng)
 
     def _wanted(self) -> None:
         self._dial_what_is_wanted()
@@ -460,7 +525,7 @@ class Pool(Target):
             self._tell_the_hopeless()
 
     def _check_open(self) -> None:
-        if self._close_requested.is_set():
+        if self._closing:
             raise self._closed_error()
         if self._over is not None:
             raise self._over_error()
@@ -481,16 +546,14 @@ def _copy(error: RpcError) -> RpcError:
 
 
 @asynccontextmanager
-async def keep_open(pool: Pool) -> AsyncIterator[Pool]:
-    """Run a pool for the length of a block."""
-    async with hidden_nursery() as nursery:
-        nursery.start_soon(pool._run)  # Not `start`: cancelled in between, it would wait for a pool that waits for us.
+@trio.lowlevel.enable_ki_protection  # Here, and not in the block: a pool that has begun is closed in any case.
+async def keep_open(make: Callable[[], Pool]) -> AsyncIterator[Pool]:
+    """Make a pool and run it, for the length of a block."""
+    pool = make()
+    async with hidden_nursery(cancel=False) as nursery:
         try:
-            with trio.CancelScope(shield=True):  # For one scheduler tick.
-                await pool._running.wait()
+            pool.begin(nursery)
             await trio.lowlevel.checkpoint_if_cancelled()
             yield pool
         finally:
-            pool._close_requested.set()
-            with trio.CancelScope(shield=True):
-                await pool._closed.wait()
+            pool.close_soon()  # The nursery waits for its end.

@@ -13,7 +13,6 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from contextvars import copy_context
-from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
@@ -23,7 +22,7 @@ from ._address import peer_name
 from ._call import Interceptor
 from ._calls import Endpoint
 from ._config import Heartbeat, ServerLimits
-from ._connection import Connection
+from ._connection import Connection, Contained
 from ._contract import describe_services
 from ._dispatch import Authorize, compile_services
 from ._errors import ConnectError, ConnectionFailed, RpcError, Unauthenticated
@@ -33,7 +32,7 @@ from ._scope import hidden_nursery
 from ._statistics import ConnectionCounters, ServerCounters, ServerStatistics
 from ._timer import Timer
 from ._tls import start_tls, why
-from .wire import Event, Hello, Protocol, Role
+from .wire import Hello, Protocol, Role
 
 __all__ = ["CODECS", "AnyListener", "Authenticate", "Server", "keep_serving"]
 
@@ -78,6 +77,7 @@ class Server:
         self.heartbeat = heartbeat
         self.addresses: tuple[str, ...] = ()
         self._specs = describe_services(services)
+        self._names = tuple(spec.name for spec in self._specs)
         self._ssl_context = ssl_context
         self._authenticate = authenticate
         self._codecs = tuple(codecs)
@@ -107,7 +107,7 @@ class Server:
     def __repr__(self) -> str:
         stats = self.statistics()
         state = "closed" if self._closed.is_set() else "draining" if self._draining else "serving"
-        names = ", ".join(spec.name for spec in self._specs)
+        names = ", ".join(self._names)
         where = ", ".join(self.addresses) or "no address"
         return f"<Server of {names} at {where} ({state}): {stats.connections} connections, {stats.in_flight} calls in flight>"
 
@@ -182,9 +182,11 @@ class Server:
             await self.drain(grace=0)
 
     async def _close_connections(self) -> None:
-        async with trio.open_nursery() as nursery:
-            for connection in list(self._connections):
-                nursery.start_soon(connection.aclose)
+        for connection in list(self._connections):
+            connection.finish()
+        with trio.move_on_after(self.limits.close_timeout):
+            while self._connections:
+                await self._room.park()
 
     async def _accept_all(self, listeners: Sequence[AnyListener]) -> None:
         try:
@@ -231,24 +233,47 @@ class Server:
         address = peer_name(stream)
         if self._ssl_context is not None:
             address = address.replace("tcp://", "tls://", 1)
+        connection: Connection | None = None
         try:
-            connection, early = await self._shake_hands(stream, address)
-        except (RpcError, OSError, trio.TooSlowError, ssl.SSLError) as exc:
-            self._counters.refused_connections += 1
-            log.info("no connection with %s: %.300s", address, str(exc) or type(exc).__name__)
-            return
+            with Contained(address):
+                async with trio.open_nursery() as nursery:
+                    connection = await self._welcome(stream, address, nursery.cancel_scope)
+                    if connection is not None:
+                        self._connections.add(connection)
+                        if self._draining:
+                            connection.drain("the server is going away")
+                        await connection.run(nursery)
+        finally:
+            if connection is not None:
+                self._connections.discard(connection)
+            self._room.unpark_all()
+
+    async def _welcome(self, stream: trio.abc.Stream, address: str, scope: trio.CancelScope) -> Connection | None:
+        """Shake hands, within `handshake_timeout`, which `scope` holds meanwhile. None: it came to nothing."""
+        timeout = self.limits.handshake_timeout
+        if timeout is not None:
+            scope.deadline = trio.current_time() + timeout
+        self._handshaking += 1
+        try:
+            connection = await self._shake_hands(stream, address)
+            scope.deadline = math.inf
+            return connection
+        except trio.Cancelled:
+            if scope.cancel_called:
+                self._note_refused(address, f"no HELLO within {timeout:g} s (handshake_timeout)")
+            raise
+        except (RpcError, OSError, ssl.SSLError) as exc:
+            self._note_refused(address, str(exc) or type(exc).__name__)
         except Exception:
             self._counters.refused_connections += 1
             log.exception("the handshake with %s failed inside", address)
-            return
-        self._connections.add(connection)
-        if self._draining:
-            connection.drain("the server is going away")
-        try:
-            await connection.run(early)
         finally:
-            self._connections.discard(connection)
-            self._room.unpark_all()
+            self._handshaking -= 1
+        return None
+
+    def _note_refused(self, address: str, reason: str) -> None:
+        self._counters.refused_connections += 1
+        log.info("no connection with %s: %.300s", address, reason)
 
     async def attend_apart(self, stream: trio.abc.Stream) -> None:
         """Like `attend`, out of reach of the caller's cancellation, under which the handlers must be able to answer."""
@@ -264,22 +289,20 @@ class Server:
         self._nursery.start_soon(attend, name="trio_rpc server connection")
         await ended.wait()
 
-    async def _shake_hands(self, stream: trio.abc.Stream, address: str) -> tuple[Connection, list[Event]]:
-        self._handshaking += 1
-        timeout = self.limits.handshake_timeout
+    async def _shake_hands(self, stream: trio.abc.Stream, address: str) -> Connection:
         try:
-            with trio.fail_after(math.inf if timeout is None else timeout):
-                stream = await self._secure(stream)
-                principal: list[Any] = []
-                protocol = Protocol(Role.ACCEPTOR, self._hello(""))
-                early = await answer(stream, protocol, lambda hello: self._admit(hello, address, principal))
+            stream = await self._secure(stream)
+            principal: list[Any] = []
+            protocol = Protocol(Role.ACCEPTOR, self._hello(""))
+            greeting, early = await answer(stream, protocol, lambda hello: self._admit(hello, address, principal))
+            connection = self._make_connection(stream, protocol, address, principal[0])
+            connection.meet(early)
+            if greeting:
+                connection.outbox.put_control(greeting)
+            return connection
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
-        finally:
-            self._handshaking -= 1
-            self._room.unpark_all()
-        return self._make_connection(stream, protocol, address, principal[0]), early
 
     async def _secure(self, stream: trio.abc.Stream) -> trio.abc.Stream:
         if self._ssl_context is None:
@@ -313,7 +336,7 @@ class Server:
             raise Unauthenticated("the credentials could not be checked") from exc
 
     def _hello(self, codec: str) -> Hello:
-        return introduction(codec, self.limits, self.heartbeat, (spec.name for spec in self._specs))
+        return introduction(codec, self.limits, self.heartbeat, self._names)
 
     def _make_connection(self, stream: trio.abc.Stream, protocol: Protocol, address: str, principal: Any) -> Connection:
         codec = protocol.local.codecs[0]
@@ -329,8 +352,12 @@ class Server:
             address=address,
             max_deadline=self.limits.max_deadline,
         )
-        connection.make_peer = partial(Peer, codec=codec, timer=self._timer, limits=self.limits, principal=principal)
+        connection.principal, connection.make_peer = principal, self._make_peer
         return connection
+
+    def _make_peer(self, connection: Connection) -> Peer:
+        codec = connection.protocol.local.codecs[0]
+        return Peer(connection, codec=codec, timer=self._timer, limits=self.limits, principal=connection.principal)
 
 
 @asynccontextmanager

@@ -91,14 +91,19 @@ class Feeder:
             ours = exc is call.outbound.last_error  # And not one that the iterable got from a call of its own.
             exc.may_have_run = exc.may_have_run or (ours and call.written)
 
-    def put(self, item: Any) -> bool:
+    def batch(self) -> tuple[Callable[[Any], object], int]:
+        """Items of the call's own from the second on; the first may have to wait for a call."""
+        sink = self._sink()
+        return (self._put_first, 1) if sink is None or not self.taken else sink.batch()
+
+    def _put_first(self, item: Any) -> None:
         """Give an item to the call, or keep it while there is none."""
         sink = self._sink()
         if sink is None:
             self._held.append(item)
-            return False
-        self.taken = True
-        return sink.put(item)
+        else:
+            self.taken = True
+            sink.batch()[0](item)
 
     def flush(self) -> None:
         """Hand over what was gathered."""
@@ -111,7 +116,7 @@ class Feeder:
         call = await self._live_call()
         assert call.outbound is not None
         while self._held:
-            self.put(self._held.pop())
+            self._put_first(self._held.pop())
         await call.outbound.room()
 
     def _sink(self) -> Outbound[Any] | None:

@@ -6,12 +6,15 @@ consumer has *taken*: a slow consumer stops its own producer and nobody else, an
 window + one batch.
 
 Items travel in batches. A batch grows while the producer makes items without a suspension and while they stay small;
-it is decoded in the consumer's task, so a bad payload costs its own call.
+it is decoded in the consumer's task, so a bad payload costs its own call. Between two batches either side gives the
+scheduler a turn: what a batch costs beside its items is as much as 20 of these. So it holds many items as long as they
+are quick, and fewer if either side works on them for more than RUN_SECONDS.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar, final
@@ -20,7 +23,7 @@ import trio
 from trio.lowlevel import Abort, Task, checkpoint, current_task, reschedule, wait_task_rescheduled
 
 from ._errors import DecodeError, EncodeError, RemoteProtocolError
-from ._generators import RUN_LENGTH, Stopped
+from ._generators import Stopped
 from .wire import CHUNK_SIZE, Bytes, Data, ItemsReceived
 
 __all__ = ["Outbound", "ReceiveStream"]
@@ -32,6 +35,14 @@ Encode = Callable[["list[Any]"], "tuple[bytes, Sequence[Bytes]]"]
 
 BATCH_BYTES = 16 * 1024
 """A batch is cut to about this size: a quarter of the default window, so that sending and consuming overlap."""
+GRANTS = 4
+"""Credit goes back in this many parts of a window, so that the producer goes on while the consumer does. Measured with
+small items: in halves 1.19 million items/s, in quarters 1.45 million; in smaller parts no more."""
+BATCH_ITEMS = 256
+"""The most items in one go, of a generator that never waits and of a consumer that never does. Measured with small items:
+64 give 1.0 million items/s, 128 give 1.35, and 256 give 1.45."""
+FIRST_RUN, RUN_SECONDS = 16, 0.002
+"""A consumer's first go; and how long one should take at most, as that of the crew's leader."""
 
 
 class _Parking:
@@ -68,8 +79,8 @@ class ReceiveStream(trio.abc.ReceiveChannel[T], Generic[T]):
     """The items of a stream, as they arrive: a `trio.abc.ReceiveChannel`.
 
     `receive` raises EndOfChannel at the end, the peer's error if the stream failed, `trio.ClosedResourceError` after
-    the block was left, `trio.BusyResourceError` if two tasks receive at once. It is a checkpoint whenever it takes a
-    new batch from the connection; this library's batches hold at most 64 items.
+    the block was left, `trio.BusyResourceError` if two tasks receive at once. It is a checkpoint once in 256 items at
+    least, and more often if the consumer works on these for more than 2 ms.
 
     Attributes:
         metadata: what the producer sent along so far (its `reply_metadata`).
@@ -83,6 +94,11 @@ class ReceiveStream(trio.abc.ReceiveChannel[T], Generic[T]):
         self._granter: CreditGranter | None = None
         self._batches: deque[ItemsReceived] = deque()
         self._items: deque[T] = deque()
+        """Decoded, and to be had without a checkpoint."""
+        self._later: deque[T] = deque()
+        """Decoded, and to be had behind the next one."""
+        self._run = FIRST_RUN
+        self._run_began = math.inf
         self._current: ItemsReceived | None = None
         self._unconsumed = self._unconsumed_items = 0
         self._owed = self._owed_items = 0
@@ -101,8 +117,9 @@ class ReceiveStream(trio.abc.ReceiveChannel[T], Generic[T]):
 
     async def receive(self) -> T:
         """The next item."""
-        if self._items and not self._receiving:
-            return self._pop()
+        items = self._items
+        if len(items) > 1:  # The usual case. Nobody else can be waiting here: whoever fills it takes the first at once.
+            return items.popleft()
         if self._receiving:
             raise trio.BusyResourceError("another task is already receiving from this stream")
         self._receiving = True
@@ -113,6 +130,9 @@ class ReceiveStream(trio.abc.ReceiveChannel[T], Generic[T]):
         return self._pop()
 
     async def __anext__(self) -> T:
+        items = self._items
+        if len(items) > 1:  # As in `receive`, and not by it: a coroutine within another is half of an item's cost.
+            return items.popleft()
         try:
             return await self.receive()
         except trio.EndOfChannel:
@@ -128,21 +148,25 @@ class ReceiveStream(trio.abc.ReceiveChannel[T], Generic[T]):
         self._closed = True
         self._batches.clear()
         self._items.clear()
+        self._later.clear()
         self._unconsumed = self._unconsumed_items = 0
         self._parking.wake()
 
     async def _next_batch(self) -> None:
         """Fill `_items`, or raise what ended the stream."""
         parked = False
+        quick = trio.current_time() - self._run_began < RUN_SECONDS
         while not self._items:
             if self._closed:
                 await checkpoint()
                 raise trio.ClosedResourceError("this stream's block was left")
-            if self._batches and not parked:
-                await checkpoint()  # Before the batch is taken: a cancelled receive loses nothing.
+            if (self._later or self._batches) and not parked:
+                await checkpoint()  # Before anything is taken: a cancelled receive loses nothing.
                 parked = True
-            elif self._batches:
-                self._open_batch(self._batches.popleft())
+            elif self._later or self._batches:
+                if not self._later:
+                    self._open_batch(self._batches.popleft())
+                self._begin_run(quick)
             elif self._ended is not None:
                 await checkpoint()
                 self.delivered = True
@@ -151,13 +175,21 @@ class ReceiveStream(trio.abc.ReceiveChannel[T], Generic[T]):
                 await self._parking.wait()
                 parked = True
 
+    def _begin_run(self, quick: bool) -> None:
+        self._run = min(BATCH_ITEMS, self._run * 2) if quick else max(1, self._run // 2)
+        if len(self._later) <= self._run:
+            self._items, self._later = self._later, self._items
+        else:
+            self._items.extend([self._later.popleft() for _ in range(self._run)])
+        self._run_began = trio.current_time()
+
     def _open_batch(self, batch: ItemsReceived) -> None:
         self._current = batch
         try:
             items = self._decode(batch.payload, batch.blobs)
             if len(items) != batch.count:  # Credit goes by what the frame says.
                 raise DecodeError(f"$: {len(items)} items in a batch that announced {batch.count}")
-            self._items.extend(items)
+            self._later.extend(items)
         except Exception as exc:
             self._ended = exc  # Instead of an end that has arrived already: what the stream lacks must not look whole.
             self._batches.clear()
@@ -165,12 +197,12 @@ class ReceiveStream(trio.abc.ReceiveChannel[T], Generic[T]):
 
     def _pop(self) -> T:
         item = self._items.popleft()
-        if not self._items:
+        if not self._items and not self._later:
             self._consumed()
         return item
 
     def _consumed(self) -> None:
-        """The consumer took the last item of a batch: grant it again, in halves of a window."""
+        """The consumer took the last item of a batch: grant it again, in shares of a window."""
         batch, self._current = self._current, None
         if batch is None or self._ended is not None:
             return
@@ -178,7 +210,8 @@ class ReceiveStream(trio.abc.ReceiveChannel[T], Generic[T]):
         self._unconsumed_items -= batch.count
         self._owed += batch.size
         self._owed_items += batch.count
-        if (self._owed * 2 >= self._window or self._owed_items * 2 >= self._window_items) and self._granter is not None:
+        due = self._owed * GRANTS >= self._window or self._owed_items * GRANTS >= self._window_items
+        if due and self._granter is not None:
             self._granter.grant(self._id, self._owed, self._owed_items)
             self._owed = self._owed_items = 0
 
@@ -222,7 +255,7 @@ class ReceiveStream(trio.abc.ReceiveChannel[T], Generic[T]):
     @property
     def exhausted(self) -> bool:
         """True once the consumer has seen the end of everything."""
-        return self._ended is not None and not self._items and not self._batches
+        return self._ended is not None and not self._items and not self._later and not self._batches
 
 
 class ItemSender(Protocol):
@@ -246,6 +279,8 @@ class Outbound(Generic[T]):
         self._encode = encode
         self._gathered: list[T] = []
         self._limit = 1
+        self._began: float | None = None
+        """When the producer got its room, unless it has slept since."""
         self._error: Exception | None = None
         self.last_error: Exception | None = None
         """The last item's fault; an item that cannot be sent is thrown in at the producer's yield."""
@@ -257,13 +292,14 @@ class Outbound(Generic[T]):
         """True while the producer waits here for credit: it is at its `yield`."""
         return self._parking.task is not None
 
-    def put(self, item: T) -> bool:
-        """Gather one item; True if another may follow at once."""
-        self._gathered.append(item)
-        return len(self._gathered) < self._limit and not self._stopped
+    def batch(self) -> tuple[Callable[[T], object], int]:
+        """Gather so many."""
+        self._began = trio.current_time()
+        return self._gathered.append, max(1, min(self._limit, self._credit_items))
 
     def flush(self) -> None:
         """Send what is gathered as far as the credit goes. Never raises: an error waits for `room`."""
+        self._began = None
         while (
             self._gathered and self._credit > 0 and self._credit_items > 0 and not self._stopped and self._error is None
         ):
@@ -292,13 +328,15 @@ class Outbound(Generic[T]):
         self._credit -= cost
         self._credit_items -= count
         if size * 2 <= BATCH_BYTES:
-            self._limit = min(RUN_LENGTH, self._limit * 2)
+            self._limit = min(BATCH_ITEMS, self._limit * 2)
         elif size > BATCH_BYTES:
             self._limit = max(1, self._limit // 2)
 
     async def room(self) -> None:
         """Wait until everything gathered is sent and there is credit for more; a checkpoint."""
         parked = False
+        if self._began is not None and trio.current_time() - self._began > RUN_SECONDS:
+            self._limit = max(1, self._limit // 4)  # What is sent now doubles it.
         while True:
             self.flush()
             if self._error is not None:

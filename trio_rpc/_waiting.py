@@ -10,7 +10,6 @@ The line is FIFO and bounded, in length and in time.
 from __future__ import annotations
 
 import math
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,11 +21,10 @@ from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_resch
 from ._calls import Outgoing
 from ._connection import Connection
 from ._context import CallContext
-from ._errors import EncodeError, PoolExhausted, PoolTimeout, RpcError
+from ._errors import PoolExhausted, PoolTimeout, RpcError
 from ._statistics import LineCounters
 from ._streams import ReceiveStream
 from ._timer import Timer
-from ._util import locate
 from .wire import Bytes, Metadata
 
 __all__ = ["Attempt", "WaitingLine"]
@@ -47,6 +45,8 @@ class Attempt:
     acquire_timeout: float | None = None
     parent: CallContext | None = None
     """The call that its caller serves. Whoever starts it later runs in the context of something else."""
+    early: bool = False
+    """It may be sent before the peer's HELLO has come, as it is small, and may run twice."""
     on_start: Callable[[Outgoing], object] | None = None
     """Told, in the same step, which call it became; for what cannot be awaited."""
     on_failure: Callable[[Exception], object] | None = None
@@ -55,24 +55,20 @@ class Attempt:
     failure: Exception | None = None
     task: Task | None = None
 
-    def start(self, connection: Connection) -> Outgoing:
+    def start(self, connection: Connection, now: float) -> Outgoing:
         """Send it on this connection, now."""
-        try:
-            call = connection.start_call(
-                self.method,
-                self.payload,
-                self.blobs,
-                deadline=self.deadline,
-                metadata=self.metadata,
-                streaming=self.streaming,
-                cancel_wait=self.cancel_wait,
-                parent=self.parent,
-                received=self.received,
-            )
-        except EncodeError as exc:
-            locate(exc, str(self.method[1:], "utf-8"))
-            raise
-        self.call = call
+        call = self.call = connection.start_call(
+            self.method,
+            self.payload,
+            self.blobs,
+            self.deadline,
+            now,
+            self.metadata,
+            self.cancel_wait,
+            self.parent,
+            streaming=self.streaming,
+            received=self.received,
+        )
         if self.on_start is not None:
             self.on_start(call)
         return call
@@ -82,12 +78,14 @@ class Attempt:
         return attrs.evolve(self, call=None, failure=None, task=None)
 
     def settle(self, failure: Exception | None = None) -> None:
-        """It has left the line: started, or failed."""
+        """It has left the line: started, or failed. Who waits for a started one goes on waiting, now for its end."""
         self.failure = failure
         if failure is not None and self.on_failure is not None:
             self.on_failure(failure)
         task, self.task = self.task, None
-        if task is not None:
+        if self.call is not None:
+            self.call.task = task
+        elif task is not None:
             reschedule(task)
 
 
@@ -101,31 +99,38 @@ class WaitingLine:
         self._timer = timer
         self._max_waiting = math.inf if max_waiting is None else max_waiting
         self._why = why
-        self._attempts: OrderedDict[Attempt, float] = OrderedDict()
+        self.attempts: OrderedDict[Attempt, float] = OrderedDict()
+        """In order; each with the time when it joined."""
+        self._watched = False
 
     def __len__(self) -> int:
-        return len(self._attempts)
+        return len(self.attempts)
 
     def join(self, attempt: Attempt) -> None:
         """Take a place at the end. Raises PoolExhausted if the line is full."""
-        if len(self._attempts) >= self._max_waiting:
+        if len(self.attempts) >= self._max_waiting:
             self.counters.exhausted += 1
-            raise PoolExhausted(f"{len(self._attempts)} calls are waiting for a place already (max_waiting)")
+            raise PoolExhausted(f"{len(self.attempts)} calls are waiting for a place already (max_waiting)")
         now = trio.current_time()
-        self._attempts[attempt] = now
+        self.attempts[attempt] = now
         self.counters.queued += 1
-        if attempt.acquire_timeout is not None:
-            reference = weakref.ref(attempt)  # Or the timer would keep each payload, and result, for so long.
-            self._timer.at(now + attempt.acquire_timeout, lambda _late: self._expire(reference()))
+        if attempt.acquire_timeout is not None and not self._watched:
+            self._watch(now + attempt.acquire_timeout)
 
     async def wait(self, attempt: Attempt) -> Outgoing:
-        """Wait until the attempt, which has joined, has become a call. Raises what kept it from that."""
+        """Wait until the attempt, which has joined, has become a call, and for that call's end.
+
+        One wait for both: to wake the task in between would cost as much as the rest of the call. Raises what kept
+        it from becoming a call, and otherwise as `Outgoing.wait`.
+        """
         if attempt.call is None and attempt.failure is None:
             attempt.task = current_task()
 
-            def leave(_raise_cancel: object) -> Abort:
+            def leave(raise_cancel: Any) -> Abort:
+                if attempt.call is not None:
+                    return attempt.call.abort(raise_cancel)
                 attempt.task = None
-                self._attempts.pop(attempt, None)
+                self.attempts.pop(attempt, None)
                 return Abort.SUCCEEDED
 
             await wait_task_rescheduled(leave)
@@ -136,35 +141,68 @@ class WaitingLine:
 
     def leave(self, attempt: Attempt) -> None:
         """Somebody in the line does not want a place any more."""
-        self._attempts.pop(attempt, None)
+        self.attempts.pop(attempt, None)
 
     def admit(self, connection: Connection) -> None:
         """Fill the free places of a connection from the head of the line."""
-        while self._attempts and connection.free > 0:
-            attempt, joined_at = self._attempts.popitem(last=False)
-            self.counters.wait_seconds += trio.current_time() - joined_at
-            try:
-                attempt.start(connection)
-            except RpcError as exc:
-                attempt.settle(exc)
-            else:
-                attempt.settle()
+        now = trio.current_time()
+        while self.attempts and connection.free > 0:
+            self._admit_first(connection, now)
+
+    def admit_early(self, connection: Connection, until: float) -> bool:
+        """Start the first in line, if it may be, on a connection whose peer has not said HELLO yet. False: not.
+
+        One, as there is no peer that would not take one. And only who would wait as long as it may take until it is
+        known whether there is a HELLO, which is `until`.
+        """
+        for first, joined_at in self.attempts.items():
+            if first.early and (first.acquire_timeout is None or joined_at + first.acquire_timeout >= until):
+                self._admit_first(connection, trio.current_time())
+                return True
+            break
+        return False
+
+    def _admit_first(self, connection: Connection, now: float) -> None:
+        attempt, joined_at = self.attempts.popitem(last=False)
+        self.counters.wait_seconds += now - joined_at
+        try:
+            attempt.start(connection, now)
+        except RpcError as exc:
+            attempt.settle(exc)
+        else:
+            attempt.settle()
 
     def fail_all(self, make: Callable[[], Exception]) -> None:
         """Nobody will get a place."""
-        while self._attempts:
-            attempt, _ = self._attempts.popitem(last=False)
+        while self.attempts:
+            attempt, _ = self.attempts.popitem(last=False)
             attempt.settle(make())
 
     def fail_impatient(self, make: Callable[[], Exception]) -> None:
         """There is no hope for now: fail all but those who said that they wait for as long as it takes."""
-        for attempt in [attempt for attempt in self._attempts if attempt.acquire_timeout is not None]:
-            del self._attempts[attempt]
+        for attempt in [attempt for attempt in self.attempts if attempt.acquire_timeout is not None]:
+            del self.attempts[attempt]
             attempt.settle(make())
 
-    def _expire(self, attempt: Attempt | None) -> None:
-        if attempt is None or self._attempts.pop(attempt, None) is None:
-            return
+    def _watch(self, when: float) -> None:
+        """One look at a time is enough: who joined first is due first."""
+        self._watched = True
+        self._timer.at(when, self._expire_due)
+
+    def _expire_due(self, _lateness: float) -> None:
+        self._watched = False
+        now = trio.current_time()
+        for attempt, joined_at in list(self.attempts.items()):
+            if attempt.acquire_timeout is None:
+                continue
+            due = joined_at + attempt.acquire_timeout
+            if due > now:
+                self._watch(due)
+                return
+            del self.attempts[attempt]
+            self._expire(attempt)
+
+    def _expire(self, attempt: Attempt) -> None:
         self.counters.timeouts += 1
         state, cause = self._why()
         failure = PoolTimeout(

@@ -16,7 +16,7 @@ from ._config import Heartbeat
 from ._errors import RemoteProtocolError
 from ._heartbeat import Action, Doubt, Vigil
 from ._outbox import Outbox
-from ._timer import Timer
+from ._timer import Moment, Timer
 from .wire import Protocol
 
 __all__ = ["Watch"]
@@ -32,6 +32,24 @@ _STAMP = struct.Struct(">d")
 
 class Watch:
     """Tells `evict(text)` once, when the peer is to be given up."""
+
+    __slots__ = (
+        "_beats",
+        "_evict",
+        "_look_moment",
+        "_outbox",
+        "_owed_pongs",
+        "_ping_budget",
+        "_ping_budget_at",
+        "_protocol",
+        "_stopped",
+        "_timer",
+        "_vigil",
+        "_write_doubt",
+        "_write_moment",
+        "_write_timeout",
+        "rtt",
+    )
 
     def __init__(
         self,
@@ -53,7 +71,8 @@ class Watch:
         self._vigil = Vigil(heartbeat, now)
         self._write_timeout = write_timeout
         self._write_doubt = Doubt(write_timeout or 0.0)
-        self._write_watched = False
+        self._look_moment: Moment | None = None
+        self._write_moment: Moment | None = None
         self._evict = evict
         self._stopped = False
         self._owed_pongs = 0
@@ -67,17 +86,22 @@ class Watch:
     def start(self) -> None:
         """Watch from now on."""
         if self._beats:
-            self._timer.at(self._vigil.due(), self._look)
+            self._look_moment = self._timer.at(self._vigil.due(), self._look)
 
     def stop(self) -> None:
-        """The connection has ended."""
+        """The connection has ended; the timer keeps nothing of it."""
         self._stopped = True
+        for moment in (self._look_moment, self._write_moment):
+            if moment is not None:
+                self._timer.forget(moment)
 
     # -- pings, both ways ------------------------------------------------------------------------------------------
 
-    def heard(self) -> None:
-        """Some bytes arrived."""
-        self._vigil.heard(trio.current_time())
+    def heard(self) -> float:
+        """Some bytes arrived; returns the time that it is."""
+        now = trio.current_time()
+        self._vigil.heard(now)
+        return now
 
     def _look(self, lateness: float) -> None:
         if self._stopped:
@@ -88,8 +112,10 @@ class Watch:
             self._evict(f"no sign of life for {now - self._vigil.heard_at:.1f} s")
             return
         if action is Action.PING:
+            self._outbox.cork(now)
             self._outbox.put_control(self._protocol.ping(_STAMP.pack(now)), self._ping_left)
-        self._timer.at(self._vigil.due(self._outbox.progressed_at), self._look)
+            self._outbox.flush()
+        self._look_moment = self._timer.at(self._vigil.due(self._outbox.progressed_at), self._look)
 
     def _ping_left(self) -> None:
         self._vigil.left(trio.current_time())
@@ -119,15 +145,14 @@ class Watch:
 
     def writing(self) -> None:
         """A write begins. One look is always enough: it finds out whether that or a later write is stuck."""
-        if not self._write_watched and self._write_timeout is not None:
+        if self._write_moment is None and self._write_timeout is not None:
             self._look_at_writing(trio.current_time() + self._write_timeout)
 
     def _look_at_writing(self, when: float) -> None:
-        self._write_watched = True
-        self._timer.at(when, self._check_write)
+        self._write_moment = self._timer.at(when, self._check_write)
 
     def _check_write(self, lateness: float) -> None:
-        self._write_watched = False
+        self._write_moment = None
         progressed_at, timeout = self._outbox.progressed_at, self._write_timeout
         if self._stopped or progressed_at is None or timeout is None:
             self._write_doubt.dispelled()

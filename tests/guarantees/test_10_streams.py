@@ -257,6 +257,46 @@ async def test_a_cancelled_receive_loses_no_item(autojump_clock: trio.testing.Mo
         assert seen == list(range(20))
 
 
+async def ticking(ticks: list[int]) -> None:
+    """Count how often others have their turn."""
+    while True:
+        ticks[0] += 1
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("side", ["consumer", "producer"])
+async def test_slow_items_let_others_run(side: str) -> None:
+    """10: who works on each item for a while without ever waiting gives others a turn after a few of them."""
+
+    def work() -> None:
+        until = trio.current_time() + 0.001
+        while trio.current_time() < until:
+            pass
+
+    class Working(Lab):
+        @method
+        async def made(self, upto: int) -> AsyncGenerator[int, None]:
+            for number in range(upto):
+                if side == "producer":
+                    work()
+                yield number
+
+    ticks = [0]
+    async with open_loopback(Working()) as pool, trio.open_nursery() as nursery:
+        async with pool.stub(Working).made(200) as made:
+            if side == "consumer":
+                await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(ticking, ticks)
+            seen = []
+            async for number in made:
+                seen.append(number)
+                if side == "consumer":
+                    work()
+        nursery.cancel_scope.cancel()
+    assert seen == list(range(200))
+    assert ticks[0] > 20
+
+
 async def test_a_cancelled_generator_of_the_callers_is_closed(autojump_clock: trio.testing.MockClock) -> None:
     """10: an async generator given to a call is closed before the call returns; a ReceiveChannel stays its owner's."""
     closed = []

@@ -541,6 +541,52 @@ def test_a_cancelled_request_need_not_be_finished() -> None:
     assert acceptor.receive_data(beginning(2000, 3, Kind.REQUEST) + cancel) == [CancelReceived(1, 1.5, False, False)]
 
 
+def test_a_promise_costs_nothing() -> None:
+    """Memory grows with what has arrived of a message, and not with what its first frame announces."""
+    dialler, _ = calling()
+    tracemalloc.start()
+    try:
+        dialler.receive_data(beginning(4_000_000) + chunk(10_000, MORE))
+        kept, _ = tracemalloc.get_traced_memory()
+        dialler.receive_data(chunk(900_000, MORE))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 100_000
+    assert peak < 3_500_000
+
+
+@pytest.mark.parametrize("size", [200_000, 900_000, 1_100_000, 3_000_000])
+def test_a_large_message_is_copied_once(size: int) -> None:
+    """Its blob is put together where it stays: at the end there is nothing to join, and no second one beside it."""
+    dialler, acceptor = calling()
+    data = whole(acceptor.response(1, b"p", [bytes(range(256)) * (size // 256)]))
+    pieces = [data[at : at + 65_536] for at in range(0, len(data), 65_536)]
+    tracemalloc.start()
+    try:
+        for piece in pieces[:-1]:
+            assert dialler.receive_data(piece) == []
+        before, _ = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        [event] = dialler.receive_data(pieces[-1])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - before < 150_000
+    assert isinstance(event, ResponseReceived)
+    assert (event.payload, event.blobs) == (b"p", [bytes(range(256)) * (size // 256)])
+
+
+def test_a_call_that_ends_in_the_middle_of_a_chunk() -> None:
+    """The rest of the chunk passes by, and what is behind it is read."""
+    dialler, acceptor = calling()
+    data = beginning(20_004) + chunk(10_000, MORE)
+    assert dialler.receive_data(data[:5000]) == []
+    dialler.forget(1)
+    assert dialler.receive_data(data[5000:9000]) == []
+    assert dialler.receive_data(data[9000:] + acceptor.ping(b"12345678")) == [PingReceived(b"12345678")]
+
+
 def test_nothing_is_kept_for_an_ended_call() -> None:
     """Large messages of calls that are over pass by without being stored."""
     dialler, _ = calling()

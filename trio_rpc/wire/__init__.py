@@ -32,17 +32,19 @@ from ._frames import (
     Metadata as Metadata,
     Outcome as Outcome,
     frame_id as frame_id,
+    is_timed_request as is_timed_request,
     message_size as message_size,
     method_block as method_block,
     restamp as restamp,
 )
-from ._hello import Hello as Hello
+from ._hello import LEAST_FRAME_SIZE as LEAST_FRAME_SIZE, Hello as Hello
 from ._protocol import Protocol as Protocol
 from ._sending import Role as Role
 
 __all__ = [
     "CHUNK_SIZE",
     "HEADER_SIZE",
+    "LEAST_FRAME_SIZE",
     "MAX_ID",
     "PREFACE",
     "VERSION",
@@ -69,6 +71,7 @@ __all__ = [
     "ResponseReceived",
     "Role",
     "frame_id",
+    "is_timed_request",
     "message_size",
     "method_block",
     "restamp",

@@ -1,7 +1,7 @@
 """How a body reads: the mirror of `_frames`.
 
 Each reader takes a body and where to begin in it, and returns what it read and where that ends. A prelude stands whole
-in a message's first frame, so readers of preludes see one buffer; payload and blobs may lie across many.
+in a message's first frame, so it is read when that has come; payload and blobs may lie across many frames.
 
 What does not fit raises one of MALFORMED: bytes from a stranger are never trusted, and the one caller, `_protocol`,
 makes a RemoteProtocolError of any of them.
@@ -10,7 +10,8 @@ makes a RemoteProtocolError of any of them.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import TypeAlias
 
 from .._errors import Code
 from ._events import ErrorReceived, ItemsReceived, RequestReceived, ResponseReceived
@@ -24,10 +25,12 @@ __all__ = [
     "MALFORMED",
     "U32",
     "U64",
+    "Message",
     "as_code",
     "read_message",
     "read_metadata",
     "read_method",
+    "read_prelude",
 ]
 
 U32 = struct.Struct(">I")
@@ -49,40 +52,59 @@ _TIMEOUT, _METADATA, _BLOBS, _STREAM = map(int, (Flag.TIMEOUT, Flag.METADATA, Fl
 _REQUEST, _RESPONSE, _ITEMS = map(int, (Kind.REQUEST, Kind.RESPONSE, Kind.ITEMS))
 _CODES = {int(code): code for code in Code}
 
+Message: TypeAlias = RequestReceived | ResponseReceived | ItemsReceived | ErrorReceived
+
 
 def as_code(number: int) -> Code:
     """The code of that number; UNKNOWN for one that only a later version knows."""
     return _CODES.get(number, Code.UNKNOWN)
 
 
-def read_message(
-    kind: int, request_id: int, flags: int, parts: list[Data], total: int, max_metadata: int
-) -> RequestReceived | ResponseReceived | ItemsReceived | ErrorReceived:
-    """Read the prelude off the first part, cut the rest into payload and blobs, and make the event."""
-    head, offset, timeout, metadata = parts[0], 0, None, None
-    sizes: tuple[int, ...] = ()
+def read_prelude(
+    kind: int, request_id: int, flags: int, head: Data, total: int, max_metadata: int
+) -> tuple[Message, int, tuple[int, ...]]:
+    """Read what stands before the payload in the first frame of a message whose size is `total`.
+
+    Returns the event, with payload and blobs still to be put in, where the payload begins, and the sizes of payload
+    and blobs.
+    """
+    offset, timeout, metadata = 0, None, None
+    blobs: tuple[int, ...] = ()
     if flags & _TIMEOUT:
         timeout, offset = U64.unpack_from(head)[0] / 1e6, U64.size
     if flags & _METADATA:
         metadata, offset = read_metadata(head, offset, max_metadata)
     if flags & _BLOBS:
-        sizes, offset = _read_blob_sizes(head, offset)
+        blobs, offset = _read_blob_sizes(head, offset)
+    event: Message
     if kind == _REQUEST:
         method, offset = read_method(head, offset)
-        payload, blobs = _cut(parts, offset, total, sizes)
-        return RequestReceived(request_id, method, payload, blobs, timeout, metadata, bool(flags & _STREAM))
-    if kind == _RESPONSE:
-        payload, blobs = _cut(parts, offset, total, sizes)
-        return ResponseReceived(request_id, payload, blobs, metadata)
-    if kind == _ITEMS:
+        event = RequestReceived(request_id, method, b"", (), timeout, metadata, bool(flags & _STREAM))
+    elif kind == _RESPONSE:
+        event = ResponseReceived(request_id, b"", (), metadata)
+    elif kind == _ITEMS:
         (count,) = U32.unpack_from(head, offset)
+        offset += U32.size
         if not count:
             raise ValueError("it has no items")
-        payload, blobs = _cut(parts, offset + U32.size, total, sizes)
-        return ItemsReceived(request_id, count, payload, blobs, total, metadata)
-    code, outcome, started, text, offset = _read_error(head, offset)
-    payload, _ = _cut(parts, offset, total, ())
-    return ErrorReceived(request_id, code, outcome, started, text, payload, metadata)
+        event = ItemsReceived(request_id, count, b"", (), total, metadata)
+    else:
+        code, outcome, started, text, offset = _read_error(head, offset)
+        event = ErrorReceived(request_id, code, outcome, started, text, b"", metadata)
+    payload = total - offset - sum(blobs)
+    if payload < 0:
+        raise ValueError("its blobs are larger than itself")
+    return event, offset, (payload, *blobs)
+
+
+def read_message(kind: int, request_id: int, flags: int, body: Data, max_metadata: int) -> Message:
+    """Read a message that is whole in one frame."""
+    event, offset, (payload, *blobs) = read_prelude(kind, request_id, flags, body, len(body), max_metadata)
+    event.payload = body[offset : offset + payload]
+    if blobs and not isinstance(event, ErrorReceived):
+        ends = accumulate(blobs, initial=offset + payload)
+        event.blobs = [bytes(body[start:end]) for start, end in pairwise(ends)]
+    return event
 
 
 def read_method(body: Data, offset: int) -> tuple[str, int]:
@@ -139,29 +161,3 @@ def _read_blob_sizes(body: Data, offset: int) -> tuple[tuple[int, ...], int]:
     (count,) = _U16.unpack_from(body, offset)
     offset += _U16.size
     return struct.unpack_from(f">{count}I", body, offset), offset + U32.size * count
-
-
-def _cut(parts: list[Data], offset: int, total: int, sizes: Sequence[int]) -> tuple[Data, Sequence[bytes]]:
-    """Cut a message behind its prelude into payload and blobs, copying each byte at most once."""
-    if len(parts) == 1 and not sizes:
-        return parts[0][offset:], ()
-    payload_size = total - offset - sum(sizes)
-    if payload_size < 0:
-        raise ValueError("its blobs are larger than itself")
-    views = [memoryview(part) for part in reversed(parts)]
-    views[-1] = views[-1][offset:]
-    pieces = [_take(views, size) for size in (payload_size, *sizes)]
-    return pieces[0], pieces[1:]
-
-
-def _take(views: list[memoryview], size: int) -> bytes:
-    """Join the next `size` bytes; `views` is in reverse, so that each is taken off the end."""
-    taken = []
-    while size:
-        view = views.pop()
-        if len(view) > size:
-            views.append(view[size:])
-            view = view[:size]
-        taken.append(view)
-        size -= len(view)
-    return b"".join(taken)

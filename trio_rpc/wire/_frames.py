@@ -25,6 +25,7 @@ __all__ = [
     "MAX_BLOBS",
     "MAX_ID",
     "MAX_METHOD_SIZE",
+    "MAX_PLAIN_PRELUDE",
     "MAX_SIZE",
     "MIN_CHUNK_SIZE",
     "PREFACE",
@@ -40,10 +41,12 @@ __all__ = [
     "blob_block",
     "control",
     "frame_id",
+    "is_timed_request",
     "message",
     "message_size",
     "metadata_block",
     "method_block",
+    "plain_request",
     "restamp",
     "text_block",
     "timeout_block",
@@ -146,10 +149,13 @@ _U32: Final = struct.Struct(">I")
 _U64: Final = struct.Struct(">Q")
 
 TIMEOUT_SIZE: Final = _U64.size
+MAX_PLAIN_PRELUDE: Final = TIMEOUT_SIZE + 1 + MAX_METHOD_SIZE
+"""What may stand before the payload of a request without metadata and blobs."""
 FAR: Final = 1e12
 """Seconds beyond which no timeout makes a difference; what is more, infinity too, is sent as this."""
-_MORE = int(Flag.MORE)
-_CHUNK = int(Kind.CHUNK)
+_TIMED_HEADER: Final = struct.Struct(HEADER.format + "Q")
+_MORE, _TIMEOUT = int(Flag.MORE), int(Flag.TIMEOUT)
+_REQUEST, _CHUNK = int(Kind.REQUEST), int(Kind.CHUNK)
 
 Frames: TypeAlias = tuple[bytes, Iterator[list[Bytes]] | None]
 """A message ready to go: its first frame, and an iterator over its chunks (header, slices), or None."""
@@ -157,7 +163,11 @@ Frames: TypeAlias = tuple[bytes, Iterator[list[Bytes]] | None]
 
 def timeout_block(seconds: float) -> bytes:
     """The time left, in whole microseconds, rounded up so that a caller's timer is never the later one."""
-    return _U64.pack(max(0, int(min(seconds, FAR) * 1e6) + 1))
+    return _U64.pack(_microseconds(seconds))
+
+
+def _microseconds(seconds: float) -> int:
+    return max(0, int(min(seconds, FAR) * 1e6) + 1)
 
 
 def method_block(name: str) -> bytes:
@@ -222,6 +232,16 @@ def message(
     return HEADER.pack(len(body), request_id, kind, flags | _MORE) + body, rest
 
 
+def plain_request(request_id: int, flags: int, timeout: float | None, method: bytes, payload: bytes) -> bytes:
+    """What `message` lays out for a small request without metadata and blobs, in one step: twice as quick."""
+    size = len(method) + len(payload)
+    if timeout is None:
+        return HEADER.pack(size, request_id, _REQUEST, flags) + method + payload
+    microseconds = int(timeout * 1e6) + 1 if 0.0 < timeout < FAR else _microseconds(timeout)
+    head = _TIMED_HEADER.pack(size + TIMEOUT_SIZE, request_id, _REQUEST, flags | _TIMEOUT, microseconds)
+    return head + method + payload
+
+
 def message_size(frames: Frames) -> int:
     """What a message costs in credit: the size of its body over all its frames, without headers."""
     first, rest = frames
@@ -254,6 +274,11 @@ def _chunks(request_id: int, buffers: Sequence[memoryview], chunk_size: int) -> 
 def frame_id(frame: bytes) -> int:
     """The id that a frame belongs to."""
     return int(HEADER.unpack_from(frame)[1])
+
+
+def is_timed_request(frame: bytes) -> bool:
+    """True for a request that says how much time is left."""
+    return len(frame) >= HEADER_SIZE and frame[HEADER_SIZE - 2] == _REQUEST and frame[HEADER_SIZE - 1] & _TIMEOUT != 0
 
 
 def restamp(frame: bytes, seconds: float) -> bytes:

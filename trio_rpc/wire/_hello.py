@@ -6,6 +6,7 @@ ignored: that is how later versions add to it.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -15,10 +16,16 @@ import attrs
 from .._errors import LocalProtocolError, RemoteProtocolError
 from ._frames import MAGIC, PREFACE, VERSION
 
-__all__ = ["MAX_HELLO_SIZE", "Hello", "read_preface"]
+__all__ = ["LEAST_FRAME_SIZE", "MAX_HELLO_SIZE", "Hello", "read_preface"]
 
+LEAST_FRAME_SIZE = 1024
+"""Every peer takes frames of this size, whatever its HELLO says."""
 MAX_HELLO_SIZE = 16 * 1024
 """All that a peer may send before it is known."""
+REMEMBERED = 64
+"""HELLOs of peers that are remembered: those of one kind all say the same, and share what was read of it."""
+REMEMBERED_SIZE = 1024
+"""Longer HELLOs are read each time."""
 
 
 @attrs.frozen(kw_only=True)
@@ -49,6 +56,10 @@ class Hello:
 
     def to_bytes(self) -> bytes:
         """The body of a HELLO frame. Raises LocalProtocolError if no peer would accept it."""
+        return self._body
+
+    @functools.cached_property
+    def _body(self) -> bytes:
         fields = {key: value for key, value in attrs.asdict(self, recurse=False).items() if value is not None}
         try:
             body = json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
@@ -64,19 +75,33 @@ class Hello:
     @classmethod
     def from_bytes(cls, body: bytes) -> Hello:
         """Read a peer's HELLO. Raises RemoteProtocolError naming the field that is wrong."""
-        try:
-            raw = json.loads(body.decode())
-        except (ValueError, RecursionError):
-            raise RemoteProtocolError("the peer's HELLO is not a JSON object in UTF-8") from None
-        if not isinstance(raw, dict):
-            raise RemoteProtocolError(f"the peer's HELLO must be a JSON object, not {type(raw).__name__}")
-        known: dict[str, Any] = {}
-        for name, (check, wanted) in _FIELDS.items():
-            if name in raw and raw[name] is not None:
-                if not check(raw[name]):
-                    raise RemoteProtocolError(f"the peer's HELLO has {name}={str(raw[name])[:40]!r}: expected {wanted}")
-                known[name] = tuple(raw[name]) if isinstance(raw[name], list) else raw[name]
-        return cls(**known)
+        hello = _remembered.get(body)
+        if hello is None:
+            hello = _read(body)
+            if len(body) <= REMEMBERED_SIZE and hello.credentials is None:
+                if len(_remembered) >= REMEMBERED:
+                    _remembered.clear()
+                _remembered[body] = hello
+        return hello
+
+
+_remembered: dict[bytes, Hello] = {}
+
+
+def _read(body: bytes) -> Hello:
+    try:
+        raw = json.loads(body.decode())
+    except (ValueError, RecursionError):
+        raise RemoteProtocolError("the peer's HELLO is not a JSON object in UTF-8") from None
+    if not isinstance(raw, dict):
+        raise RemoteProtocolError(f"the peer's HELLO must be a JSON object, not {type(raw).__name__}")
+    known: dict[str, Any] = {}
+    for name, (check, wanted) in _FIELDS.items():
+        if name in raw and raw[name] is not None:
+            if not check(raw[name]):
+                raise RemoteProtocolError(f"the peer's HELLO has {name}={str(raw[name])[:40]!r}: expected {wanted}")
+            known[name] = tuple(raw[name]) if isinstance(raw[name], list) else raw[name]
+    return Hello(**known)
 
 
 def _whole(least: int) -> tuple[Any, str]:
@@ -94,8 +119,8 @@ def _texts(v: Any) -> bool:
 _FIELDS: dict[str, tuple[Any, str]] = {
     "codecs": (lambda v: _texts(v) and v, "a list of codec names"),
     "max_in_flight": _whole(1),
-    "max_frame_size": _whole(1024),
-    "max_message_size": _whole(1024),
+    "max_frame_size": _whole(LEAST_FRAME_SIZE),
+    "max_message_size": _whole(LEAST_FRAME_SIZE),
     "max_metadata_size": _whole(0),
     "stream_window": _whole(1),
     "stream_window_items": _whole(1),

@@ -17,6 +17,7 @@ from ._frames import (
     HEADER,
     MAX_BLOBS,
     MAX_ID,
+    MAX_PLAIN_PRELUDE,
     MAX_SIZE,
     PREFACE,
     STARTED,
@@ -30,6 +31,7 @@ from ._frames import (
     control,
     message,
     metadata_block,
+    plain_request,
     text_block,
     timeout_block,
 )
@@ -59,6 +61,18 @@ class Role(enum.Enum):
 class Sender:
     """Lays out frames; see `Protocol`."""
 
+    __slots__ = (
+        "_max_frame",
+        "_max_message",
+        "_max_metadata",
+        "_plain_size",
+        "chunk_size",
+        "last_local_id",
+        "local",
+        "remote",
+        "role",
+    )
+
     def __init__(self, role: Role, hello: Hello) -> None:
         self.role = role
         self.local = hello
@@ -81,6 +95,7 @@ class Sender:
         self._max_frame = hello.max_frame_size
         self._max_metadata = hello.max_metadata_size
         self.chunk_size = min(CHUNK_SIZE, self._max_frame)
+        self._plain_size = self.chunk_size - MAX_PLAIN_PRELUDE
 
     def greeting(self) -> bytes:
         """The preface and our HELLO. Raises LocalProtocolError if it is larger than any peer accepts."""
@@ -98,7 +113,6 @@ class Sender:
         method: bytes,
         payload: bytes,
         blobs: Sequence[Bytes] = (),
-        *,
         timeout: float | None = None,
         metadata: Metadata | None = None,
         streaming: bool = False,
@@ -108,6 +122,10 @@ class Sender:
         Raises EncodeError if it is larger than the peer accepts, LocalProtocolError without ids; no id is used then.
         """
         flags, prelude = (_STREAM if streaming else 0), method
+        request_id = self.last_local_id + 2
+        if not (blobs or metadata) and len(payload) <= self._plain_size and request_id <= MAX_ID:
+            self.last_local_id = request_id
+            return request_id, (plain_request(request_id, flags, timeout, method, payload), None)
         if blobs:
             flags, prelude = flags | _BLOBS, self._blob_block(blobs) + prelude
         if metadata:
@@ -116,7 +134,6 @@ class Sender:
             flags, prelude = flags | _TIMEOUT, timeout_block(timeout) + prelude
         if blobs or len(prelude) + len(payload) > self.chunk_size:
             self._check_size("request", prelude, payload, blobs)
-        request_id = self.last_local_id + 2
         if request_id > MAX_ID:
             raise LocalProtocolError("this connection has used up its request ids; open another one")
         self.last_local_id = request_id
@@ -126,6 +143,8 @@ class Sender:
         self, request_id: int, payload: bytes, blobs: Sequence[Bytes] = (), metadata: Metadata | None = None
     ) -> Frames:
         """Lay out a result: terminal. Raises EncodeError if it is larger than the peer accepts."""
+        if not (blobs or metadata) and len(payload) <= self._plain_size:  # As `message` would, in one step.
+            return HEADER.pack(len(payload), request_id, _RESPONSE, 0) + payload, None
         return self._reply(_RESPONSE, request_id, b"", payload, blobs, metadata)
 
     def items(
