@@ -60,9 +60,9 @@ class Call:
 class Rig:
     """A crew whose reader takes batches of calls from a channel."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, *, keep_deadline: bool = False) -> None:
         self._send, self._receive = trio.open_memory_channel[tuple[Call, ...]](100)
-        self.crew = Crew(nursery, self._read)
+        self.crew = Crew(nursery, self._read, keep_deadline=keep_deadline)
         self.leader: trio.lowlevel.Task | None = None
         self.reads = 0
         self.reads_protected = True
@@ -91,10 +91,10 @@ class Rig:
 
 
 @asynccontextmanager
-async def a_crew(*, members: int = 2) -> AsyncIterator[Rig]:
+async def a_crew(*, members: int = 2, keep_deadline: bool = False) -> AsyncIterator[Rig]:
     """A crew with so many members parked: enough for its leader to be eager, and to be relieved."""
     async with trio.open_nursery() as nursery:
-        rig = Rig(nursery)
+        rig = Rig(nursery, keep_deadline=keep_deadline)
         rig.crew.start()
         await trio.testing.wait_all_tasks_blocked()
         if members:
@@ -141,6 +141,18 @@ async def test_1_a_deadline_ends_its_call_wherever_it_runs(autojump_clock: trio.
             start = trio.current_time()
             assert await rig.run(Call(trio.sleep_forever, deadline=start + 2, eager=eager)) == ("cancelled", None)
             assert trio.current_time() == start + 2
+
+
+async def test_1_a_kept_deadline_is_nobody_elses(autojump_clock: trio.testing.MockClock) -> None:
+    """Rule 1: a deadline that is kept while reading, and passes when bytes are there already, cancels no other call."""
+    async with a_crew(keep_deadline=True) as rig:
+        for _ in range(3):
+            await rig.run(Call(_time_left, deadline=trio.current_time() + 5))
+            leader, free = rig.leader, Call(_after_a_wait)
+            rig.begin(free)
+            autojump_clock.jump(20)  # The loop was late: both are due in one turn of it.
+            await free.ended.wait()
+            assert (free.end, free.task) == (("returned", "after a wait"), leader)
 
 
 @pytest.mark.parametrize("raises", [False, True])

@@ -303,6 +303,28 @@ async def test_progress_is_told(autojump_clock: MockClock) -> None:
         assert left == [3]
 
 
+async def test_a_frame_behind_what_a_flush_left_has_not_left_with_it() -> None:
+    """Where one step could not send all, the rest is told of as it leaves, and what was put behind it later."""
+    left: list[str] = []
+    writes: list[tuple[bytes, list[str]]] = []
+    outbox = Outbox()
+    outbox.send_now = lambda data: len(data) // 2
+
+    async def send(buffers: list[Bytes]) -> None:
+        writes.append((b"".join(buffers), left.copy()))
+        await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        outbox.begin(lambda: nursery.start_soon(outbox.run, send))
+        outbox.cork(trio.current_time())
+        outbox.put_control(b"pong", lambda: left.append("pong"))
+        outbox.flush()
+        outbox.put_control(b"ping", lambda: left.append("ping"))
+        await wait_all_tasks_blocked()
+        outbox.finish()
+    assert (writes, left) == ([(b"ng", []), (b"ping", ["pong"])], ["pong", "ping"])
+
+
 async def test_finish_writes_what_is_queued() -> None:
     """Then the writer returns; without anything queued, at once."""
     outbox = Outbox()

@@ -118,7 +118,7 @@ class Outgoing:
         Raises only what Trio delivers at once: Cancelled for a call taken back unsent or not to be joined, and
         KeyboardInterrupt.
         """
-        if self.terminal is not None or self.lost is not None:
+        if self.terminal is not None or self.lost is not None or self.orphan:  # Who was in the line has waited there.
             return _nothing()
         self.task = current_task()
         return wait_task_rescheduled(self.abort)  # noqa: ASYNC105 -- a coroutine less: the caller awaits it

@@ -270,7 +270,8 @@ class Connection:
                     nursery,
                     self._read,
                     self._is_clogged,
-                    flush=lambda: self.outbox.flush(self._now),
+                    # A handler may have taken long since then: what a call of ours says of its deadline needs the time.
+                    flush=lambda: self.outbox.flush(None if self.calls else self._now),
                     keep_deadline=is_socket,
                     run_calls=RUN_CALLS if is_socket else FULL,  # Elsewhere only the writer's turn sends a full batch.
                 )
@@ -402,6 +403,7 @@ class Connection:
         self.going_away = True
         self._tell_room()
 
+    @trio.lowlevel.enable_ki_protection
     def drain(self, text: str = "draining", code: Code = Code.UNAVAILABLE) -> None:
         """Take no further requests: GOAWAY. What was accepted goes on.
 
@@ -714,6 +716,7 @@ class Connection:
 
     # -- calls of ours ---------------------------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection  # Between cork and flush, a Ctrl-C would leave the frames of others in the queue.
     def start_call(
         self,
         method: bytes,

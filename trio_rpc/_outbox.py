@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import attrs
 import trio
@@ -77,6 +77,7 @@ class Outbox:
         "_large_bytes",
         "_on_taken",
         "_parked",
+        "_reports",
         "_since",
         "_unsent",
         "deadline_of",
@@ -112,6 +113,8 @@ class Outbox:
         """The same while it need not be woken."""
         self._unsent: list[Bytes] = []
         """What `flush` has taken and not sent."""
+        self._reports: Sequence[Callable[[], object]] = ()
+        """Those to be told when that has left."""
         self._finishing = False
 
     def __repr__(self) -> str:
@@ -275,8 +278,13 @@ class Outbox:
                 await wait_task_rescheduled(self._abandon)
             if not self:
                 continue
-            batch, self._unsent = self._unsent or self._take(), []
-            reports, self._on_taken = self._on_taken, []
+            reports: Sequence[Callable[[], object]]
+            if self._unsent:  # What was put since `flush` took it is not in it, nor told of yet.
+                batch, reports = self._unsent, self._reports
+                self._unsent, self._reports = [], ()
+            else:
+                batch = self._take()
+                reports, self._on_taken = self._on_taken, []
             await send(batch)
             burst += sum(map(len, batch))
             self._written(reports)
@@ -301,17 +309,17 @@ class Outbox:
 
     def _send_now(self, send: Callable[[Bytes], int], now: float | None) -> None:
         (data,) = self._take(now)
+        reports, self._on_taken = self._on_taken, []
         try:
             sent = send(data)
         except OSError:
             sent = 0
         if sent == len(data):
-            reports, self._on_taken = self._on_taken, []
             self._written(reports)
         else:
-            self._unsent = [memoryview(data)[sent:]]
+            self._unsent, self._reports = [memoryview(data)[sent:]], reports
 
-    def _written(self, reports: list[Callable[[], object]]) -> None:
+    def _written(self, reports: Sequence[Callable[[], object]]) -> None:
         self.progressed_at = None
         for report in reports:
             report()

@@ -10,7 +10,8 @@ import trio
 import trio.testing
 
 from tests.guarantees.kit import Broken, Lab, never, numbers
-from trio_rpc import PoolLimits, current_call, method
+from trio_rpc import DecodeError, PoolLimits, current_call, method, open_pool, open_server
+from trio_rpc._outbox import Outbox
 from trio_rpc.testing import FaultyStream, Freeze, cancel_at_every_checkpoint, open_loopback
 
 
@@ -38,6 +39,29 @@ async def test_the_wait_is_bounded_and_an_orphan_keeps_its_slot(autojump_clock: 
         assert trio.current_time() == 6
         stats = pool.statistics()
         assert (stats.orphans, stats.in_flight) == (0, 0)
+
+
+@pytest.mark.parametrize("queues", [False, True])
+async def test_the_wait_is_bounded_for_who_was_in_the_line_too(
+    autojump_clock: trio.testing.MockClock, queues: bool
+) -> None:
+    """1: a call that had to wait for its place is given up after `cancel_wait` as any other, whoever stopped it."""
+
+    class Sluggish:
+        @method
+        async def tick(self) -> AsyncGenerator[int, None]:
+            try:
+                yield 1
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.sleep(60)
+
+    async with open_loopback(Sluggish(), limits=PoolLimits(cancel_wait=1)) as pool:
+        if not queues:
+            await pool.connect()
+        with pytest.raises(DecodeError, match="a stream of items came where one result is expected"):
+            await pool.call("Sluggish.tick")
+        assert trio.current_time() <= 2
 
 
 async def test_an_orphans_id_is_never_reused(autojump_clock: trio.testing.MockClock) -> None:
@@ -270,6 +294,32 @@ def test_a_keyboard_interrupt_is_not_joined() -> None:
         trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     assert isinstance(caught.value, KeyboardInterrupt) or caught.group_contains(KeyboardInterrupt)
     assert (out_at, lab.log) == ([1], [("ended", 1.5)])
+
+
+def test_a_keyboard_interrupt_leaves_no_frame_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """1: wherever Ctrl-C arrives while a request is put in the queue, the calls of others are written."""
+    put = Outbox.put
+    interrupts: list[bool] = []
+
+    def press_control_c(outbox: Outbox, frame: bytes) -> int:
+        ticket = put(outbox, frame)
+        if interrupts:
+            interrupts.pop()
+            signal.raise_signal(signal.SIGINT)
+        return ticket
+
+    async def main() -> None:
+        async with open_server(Lab(), "tcp://127.0.0.1:0") as server, open_pool(server.addresses[0]) as pool:
+            await pool.connect()
+            interrupts.append(True)
+            with pytest.raises(KeyboardInterrupt):
+                await pool.stub(Lab).sleep(60)
+            with trio.fail_after(5):
+                assert await pool.stub(Lab).echo(1) == 1
+
+    monkeypatch.setattr(Outbox, "put", press_control_c)
+    trio.run(main)
+    assert not interrupts
 
 
 async def test_a_nested_call_that_waited_for_a_place_is_nested_all_the_same(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 import trio
@@ -10,7 +11,19 @@ import trio.testing
 
 from tests.guarantees.kit import Lab, RawClient, numbers
 from tests.scripted import ScriptedPeer
-from trio_rpc import Code, Heartbeat, PoolLimits, RemoteCancelled, ServerLimits, method, open_connection, open_server
+from trio_rpc import (
+    Code,
+    Heartbeat,
+    Peer,
+    PoolLimits,
+    RemoteCancelled,
+    ServerLimits,
+    current_call,
+    method,
+    open_connection,
+    open_pool,
+    open_server,
+)
 from trio_rpc.testing import Delay, FaultyStream, Freeze, MemoryListener, Recorder, memory_pipe, open_loopback
 from trio_rpc.wire import ErrorReceived, Hello, Outcome, RequestReceived, ResponseReceived
 
@@ -81,6 +94,58 @@ async def test_nested_calls_inherit_what_is_left(
     async with open_loopback(Lab()) as inner, open_loopback(Middle(inner.stub(Lab))) as pool:
         with trio.fail_after(10):
             assert await pool.stub(Middle).nested(shielded) == about(expected, hops=2)
+
+
+class Expiry:
+    """Tells when its handler expires; `ask` and `hang` have the caller's side do something."""
+
+    def __init__(self) -> None:
+        self.hung = trio.Event()
+
+    @method
+    async def tell(self) -> float:
+        return trio.current_effective_deadline()
+
+    @method
+    async def ask(self) -> float:
+        peer: Peer = current_call().peer
+        return await peer.stub(Expiry).tell()
+
+    @method
+    async def wait(self) -> None:
+        self.hung.set()
+        await trio.sleep_forever()
+
+    @method
+    async def hang(self) -> None:
+        await current_call().peer.stub(Expiry).wait()
+
+    @method
+    def block(self) -> None:
+        time.sleep(0.2)
+
+
+async def test_a_handler_that_blocks_gives_nobody_time() -> None:
+    """2: a nested call that waits to be written while another handler blocks its server travels with what is left."""
+    ours = Expiry()
+    async with (
+        open_server(Expiry(), "tcp://127.0.0.1:0") as server,
+        open_pool(server.addresses[0], services=[ours], limits=PoolLimits(max_connections=1)) as pool,
+        trio.open_nursery() as nursery,
+    ):
+        stub = pool.stub(Expiry)
+        nursery.start_soon(stub.hang)  # So that nobody is a single caller, whose requests are written at once.
+        await ours.hung.wait()
+
+        async def ask() -> None:
+            with trio.fail_after(5) as scope:
+                assert await stub.ask() - scope.deadline < 2 * (SLACK + STEP) + 0.1
+
+        for _ in range(5):  # The two arrive together, in either order.
+            async with trio.open_nursery() as both:
+                both.start_soon(ask)
+                both.start_soon(stub.block)
+        nursery.cancel_scope.cancel()
 
 
 async def test_over_a_slow_wire_the_slack_is_two_round_trips(autojump_clock: trio.testing.MockClock) -> None:
