@@ -273,6 +273,7 @@ class Connection:
                     # A handler may have taken long since then: what a call of ours says of its deadline needs the time.
                     flush=lambda: self.outbox.flush(None if self.calls else self._now),
                     keep_deadline=is_socket,
+                    now=lambda: self._now,
                     run_calls=RUN_CALLS if is_socket else FULL,  # Elsewhere only the writer's turn sends a full batch.
                 )
                 self.outbox.on_progress = self._crew.resume
@@ -546,7 +547,7 @@ class Connection:
         if call.orphan:
             self.counters.orphans -= 1
         self.counters.usage_seconds += self._now - call.started_at
-        if self.outbox.sending_large:
+        if self.outbox.large:
             self.outbox.stop_sending(call.id)
         call.finish(event)
         self._freed += 1

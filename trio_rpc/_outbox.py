@@ -73,7 +73,6 @@ class Outbox:
         "_frames",
         "_frames_bytes",
         "_held_up",
-        "_large",
         "_large_bytes",
         "_on_taken",
         "_parked",
@@ -81,6 +80,7 @@ class Outbox:
         "_since",
         "_unsent",
         "deadline_of",
+        "large",
         "on_progress",
         "progressed_at",
         "send_now",
@@ -101,7 +101,8 @@ class Outbox:
         self._control: list[bytes] = []
         self._frames: list[bytes] = []
         self._frames_bytes = self._large_bytes = 0
-        self._large: dict[int, _Large] = {}
+        self.large: dict[int, _Large] = {}
+        """Messages that go out in chunks."""
         self._since = 0.0
         """Nothing in the queue is older than this."""
         self._on_taken: list[Callable[[], object]] = []
@@ -120,7 +121,7 @@ class Outbox:
     def __repr__(self) -> str:
         return (
             f"<Outbox: {len(self._control)} control and {len(self._frames)} small frames ({self.queued_bytes} bytes), "
-            f"{len(self._large)} large messages>"
+            f"{len(self.large)} large messages>"
         )
 
     @property
@@ -129,17 +130,12 @@ class Outbox:
         return self._frames_bytes + self._large_bytes
 
     @property
-    def sending_large(self) -> bool:
-        """True while a message goes out in chunks."""
-        return bool(self._large)
-
-    @property
     def largest(self) -> int:
         """Bytes that are left of the largest message."""
-        return max((large.size for large in self._large.values()), default=0)
+        return max((large.size for large in self.large.values()), default=0)
 
     def __len__(self) -> int:
-        return len(self._control) + len(self._frames) + len(self._large) + len(self._unsent)
+        return len(self._control) + len(self._frames) + len(self.large) + len(self._unsent)
 
     # -- putting: synchronous, never refused ---------------------------------------------------------------------
 
@@ -165,9 +161,7 @@ class Outbox:
     def put_message(self, request_id: int, frames: Frames) -> int:
         """Queue a message of any size; return its first frame's ticket. Messages of one id keep their order."""
         first, rest = frames
-        if rest is None and not self._large:
-            return self.put(first)
-        large = self._large.get(request_id)
+        large = self.large.get(request_id) if self.large else None
         if large is not None:
             # An earlier message of this stream is still going out in chunks; overtaking it would reorder the items.
             large.messages.append(_alone(first))
@@ -177,7 +171,7 @@ class Outbox:
             return large.ticket
         ticket = self.put(first)
         if rest is not None:
-            large = self._large[request_id] = _Large(ticket, deque([rest]))
+            large = self.large[request_id] = _Large(ticket, deque([rest]))
             self._count_large(large, message_size(frames) - len(first))
         return ticket
 
@@ -204,7 +198,7 @@ class Outbox:
 
     def stop_sending(self, request_id: int) -> None:
         """Leave out what remains of a large message: its call has ended."""
-        large = self._large.pop(request_id, None) if self._large else None
+        large = self.large.pop(request_id, None) if self.large else None
         if large is not None:
             self._large_bytes -= large.size
 
@@ -231,7 +225,7 @@ class Outbox:
         """The connection has ended: nothing more is taken of what is queued, and `run` returns."""
         self._control.clear()
         self._frames.clear()
-        self._large.clear()
+        self.large.clear()
         self._unsent.clear()
         self._frames_bytes = self._large_bytes = 0
         if callable(self._corked or self._parked):  # There is no writer, and need not be one any more.
@@ -300,9 +294,9 @@ class Outbox:
         corked, self._corked = self._corked, None
         if corked is not None:
             self._parked = corked
-        if not (self._frames or self._control or self._large or self._unsent):
+        if not (self._frames or self._control or self.large or self._unsent):
             return
-        if self.send_now is not None and self.progressed_at is None and not self._large:
+        if self.send_now is not None and self.progressed_at is None and not self.large:
             self._send_now(self.send_now, now)
         if corked is not None and self:
             self._wake()
@@ -338,7 +332,7 @@ class Outbox:
         self.progressed_at = now
         small, self._control = self._control + frames, []
         batch: list[Bytes] = [small[0] if len(small) == 1 else b"".join(small)] if small else []
-        if self._large:
+        if self.large:
             for _ in range(1 if self._held_up else QUICK_CHUNKS):
                 batch += self._next_chunk()
             self._held_up = False
@@ -367,17 +361,17 @@ class Outbox:
 
     def _next_chunk(self) -> list[Bytes]:
         """One chunk of the message whose turn it is; then that message goes to the end of the ring."""
-        request_id = next(iter(self._large), None)
+        request_id = next(iter(self.large), None)
         if request_id is None:
             return []
-        large = self._large.pop(request_id)
+        large = self.large.pop(request_id)
         if large.ticket >= self.taken:
             # The batch limit has left its first frame in line.
-            self._large[request_id] = large
+            self.large[request_id] = large
             return []
         while large.messages:
             for chunk in large.messages[0]:
-                self._large[request_id] = large
+                self.large[request_id] = large
                 self._count_large(large, -sum(map(len, chunk)))
                 return chunk
             large.messages.popleft()
