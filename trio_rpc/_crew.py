@@ -50,6 +50,8 @@ __all__ = ["RUN_CALLS", "Crew", "Estimate", "Job"]
 
 RUN_CALLS = 64
 RUN_SECONDS = 0.002
+SURE = 0.99
+"""An estimate that need not be made any surer: to note each call costs more than it tells."""
 MAX_PARKED = 64
 """Members kept parked; a further one ends instead, so that a burst does not hold its tasks for ever."""
 
@@ -255,7 +257,8 @@ class Crew:
         except StopIteration as stop:
             job.estimate.note(False)
             return stop.value
-        job.estimate.note(True)
+        if job.estimate.share < SURE:
+            job.estimate.note(True)
         return await _resume(job.context, coro, trap)
 
     async def _lead(self, me: _Member, scope: trio.CancelScope) -> Any:
@@ -280,7 +283,7 @@ class Crew:
                         trap = job.context.run(_send, coro, None)
                     except StopIteration as stop:
                         job.scope = None
-                        if job.estimate.share:
+                        if job.estimate.share > 1 - SURE:
                             job.estimate.note(False)
                         job.succeed(stop.value)
                     except Exception as exc:

@@ -298,7 +298,9 @@ class Outbox:
             return
         if self.send_now is not None and self.progressed_at is None and not self.large:
             self._send_now(self.send_now, now)
-        if corked is not None and self:
+            if not (self._frames or self._control or self._unsent):
+                return
+        if self._parked is not None:
             self._wake()
 
     def _send_now(self, send: Callable[[Bytes], int], now: float | None) -> None:

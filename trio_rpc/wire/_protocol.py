@@ -250,7 +250,8 @@ class Protocol(Sender):
                 return []
             self._prefaced = True
         self._handled_id = self.last_remote_id
-        unpack, readers, limit, wanted = HEADER.unpack_from, self._readers, self._limit(), HEADER_SIZE
+        unpack, readers, wanted = HEADER.unpack_from, self._readers, HEADER_SIZE
+        limit = self.local.max_frame_size if self.remote else MAX_HELLO_SIZE  # `_limit`, a call less.
         while size - offset >= HEADER_SIZE:
             length, request_id, kind, flags = unpack(data, offset)
             read, forbidden = readers.get(kind, _NO_READER)
