@@ -142,6 +142,16 @@ def _own_methods(cls: type) -> dict[str, Method]:
     return {name: m for name, m in vars(cls).items() if isinstance(m, Method) and not name.startswith("_")}
 
 
+def _own_method(cls: type, name: str) -> Method | None:
+    """One of these; in one step, as a class may have ten thousand."""
+    own = vars(cls).get(name)
+    return own if isinstance(own, Method) and not name.startswith("_") else None
+
+
+def _has_method(cls: type, name: str) -> bool:
+    return any(_own_method(ancestor, name) is not None for ancestor in cls.__mro__)
+
+
 def _method_names(cls: type) -> list[str]:
     """All names that are methods anywhere, the most basic class's first."""
     return list(dict.fromkeys(name for ancestor in reversed(cls.__mro__) for name in _own_methods(ancestor)))
@@ -170,10 +180,10 @@ class _View:
 
     def _owners(self, name: str) -> list[type]:
         """The contracts that a method belongs to: those that have it, else the one that its class is made from."""
-        having = [contract for contract in self.contracts if name in _method_names(contract)]
+        having = [contract for contract in self.contracts if _has_method(contract, name)]
         if having:
             return having
-        first = next(ancestor for ancestor in reversed(self.cls.__mro__) if name in _own_methods(ancestor))
+        first = next(ancestor for ancestor in reversed(self.cls.__mro__) if _own_method(ancestor, name) is not None)
         owners = [contract for contract in self.contracts if contract in first.__mro__]
         if len(owners) != 1:
             names = " or ".join(contract.__name__ for contract in self.contracts)
@@ -211,7 +221,7 @@ class _View:
 
     def _promised(self, contract: type, name: str) -> Method:
         """What the contract says, or for a method that an implementation adds, the first that says it."""
-        if name in _method_names(contract):
+        if _has_method(contract, name):
             return _found(contract, name)
         return self._chain(contract, name)[0]
 
@@ -222,14 +232,15 @@ class _View:
             for ancestor in reversed(self.cls.__mro__)
             if ancestor in contract.__mro__ or contract in ancestor.__mro__
         ]
-        chain = [own[name] for ancestor in related if name in (own := _own_methods(ancestor))]
+        chain = [own for ancestor in related if (own := _own_method(ancestor, name)) is not None]
         found = _found(self.cls, name)
         return chain if found in chain else [*chain, found]
 
     def _signature(self, described: Method) -> inspect.Signature:
         """Without `self`, resolved, and seen from this class."""
         hints = resolve(described.function, _scope(described))
-        arguments = next((self.arguments[a] for a in self.cls.__mro__ if described in vars(a).values()), {})
+        owners = (a for a in self.cls.__mro__ if described in vars(a).values()) if any(self.arguments.values()) else ()
+        arguments = next((self.arguments[a] for a in owners), {})
         hints = {name: substitute(hint, arguments) for name, hint in hints.items()}
         raw = inspect.signature(described.function)
         parameters = [p.replace(annotation=hints[p.name]) for p in list(raw.parameters.values())[1:]]
