@@ -20,7 +20,7 @@ extensions = [
     "myst_parser",
     "settings_table",
 ]
-exclude_patterns = ["_build", "_ext"]
+exclude_patterns = ["_build", "_ext", "measured"]  # what is measured is included where it is explained
 
 html_theme = "furo"
 html_title = "trio_rpc"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, AsyncExitStack, asynccontextmanager
-from functools import partial
+from functools import cached_property, partial
 from itertools import cycle
 from typing import Any, TypeVar
 
@@ -48,8 +48,9 @@ class Own(Peer):
             limits = attrs.evolve(limits, max_connections=None, handshake_timeout=None)
         return self.raised(limits)
 
+    @cached_property
     def pool_limits(self) -> trio_rpc.PoolLimits:
-        """As many connections as the setting says, from the start."""
+        """As many connections as the setting says, from the start; made once, and not for each of many pools."""
         wanted = self.setting.connections
         timeout = None if wanted > 1000 else trio_rpc.PoolLimits().connect_timeout
         return self.raised(trio_rpc.PoolLimits(min_connections=wanted, max_connections=wanted, connect_timeout=timeout))
@@ -68,7 +69,7 @@ class Own(Peer):
         return trio_rpc.open_pool(
             self.dial_in_turn() if self.setting.servers > 1 else target,
             codec=self.setting.codec or "msgpack",
-            limits=self.pool_limits(),
+            limits=self.pool_limits,
             ssl_context=client_tls(self.setting),
         )
 
