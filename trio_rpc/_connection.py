@@ -159,14 +159,14 @@ class Connection:
         """What the peer said of itself; until it has, what we say."""
         self.max_calls: int = limits.max_in_flight
         """How many calls of ours may be in flight at once: the smaller of our limit and the peer's."""
-        self.stream = stream
-        self.protocol = protocol
+        self.stream: trio.abc.Stream = stream
+        self.protocol: Protocol = protocol
         protocol.is_open = self._is_open
-        self.limits = limits
-        self.timer = timer
-        self.base_context = base_context
-        self.counters = counters
-        self.address = address
+        self.limits: Limits = limits
+        self.timer: Timer = timer
+        self.base_context: Context = base_context
+        self.counters: ConnectionCounters = counters
+        self.address: str = address
         self.outbox: Outbox = Outbox()
         self.outbox.deadline_of = self._deadline_of
         self.make_peer: Callable[[Connection], Any] | None = None
@@ -176,7 +176,9 @@ class Connection:
         self._peer: Any = None
         self.calls: dict[int, Outgoing] = {}
         self.serving: dict[int, Incoming] = {}
-        self.opened_at = self.used_at = self._now = trio.current_time()
+        now = self._now = trio.current_time()
+        self.opened_at: float = now
+        self.used_at: float = now
         self.closed: bool = False
         self.cause: RpcError | None = None
         """Why the connection ended, once it has."""
@@ -184,7 +186,7 @@ class Connection:
         """No further calls of ours: the peer drains, or this connection retires."""
         self.draining: bool = False
         """No further calls of the peer's: we drain."""
-        self.saying_goodbye = False
+        self.saying_goodbye: bool = False
         """`finish` was called."""
         self.room_watchers: list[Callable[[Connection], object]] = []
         """Told when a call of ours has left its place, and at the end."""

@@ -74,7 +74,7 @@ class MessagePack:
         # Packers are lent: each call takes one out, so that threads never share one, and one that raised (its
         # buffer holds half a message) is simply not put back. list.pop and list.append are atomic.
         self._packers: list[msgpack.Packer] = []
-        self.fast = Fast(self.encode, max_depth, max_containers, _containers) if fast else None
+        self.fast: Fast | None = Fast(self.encode, max_depth, max_containers, _containers) if fast else None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {'msgspec where the types allow, else msgpack' if self.fast else 'msgpack'}>"

@@ -74,8 +74,8 @@ class Sender:
     )
 
     def __init__(self, role: Role, hello: Hello) -> None:
-        self.role = role
-        self.local = hello
+        self.role: Role = role
+        self.local: Hello = hello
         """What this side says of itself. An acceptor may replace it once it knows its peer, before its greeting."""
         self.remote: Hello | None = None
         """What the peer said of itself, None until then."""
