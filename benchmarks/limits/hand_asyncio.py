@@ -13,9 +13,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 
-from ..peers import HOST, Announce, AsyncCall, Peer, Runtime, payload
+from ..peers import HOST, Announce, AsyncCall, Runtime, payload
 from ..workloads import Setting
 from .framing import CALL, CREDIT, END, ITEMS, STREAM, Splitter, codec, packer
+from .multiplexed import Multiplexed
 
 __all__ = ["peer"]
 
@@ -174,7 +175,7 @@ class Stream:
         return value
 
 
-class HandWritten(Peer):
+class HandWritten(Multiplexed):
     """See Peer."""
 
     def __init__(self, setting: Setting, variant: Runtime) -> None:
@@ -193,38 +194,8 @@ class HandWritten(Peer):
         yield client
         client.transport.close()
 
-    @asynccontextmanager
-    async def unary(self) -> AsyncIterator[list[AsyncCall]]:
-        async with self.client() as client:
-
-            async def call(i: int) -> None:
-                reply = await client.call(payload(i))
-                assert reply["id"] == i
-
-            yield [call] * self.setting.callers
-
-    @asynccontextmanager
-    async def large(self) -> AsyncIterator[AsyncCall]:
-        async with self.client() as client:
-
-            async def call(data: bytes) -> None:
-                reply = await client.call(data)
-                assert len(reply) == len(data)
-
-            yield call
-
-    @asynccontextmanager
-    async def server_stream(self) -> AsyncIterator[AsyncCall]:
-        async with self.client() as client:
-
-            async def run(count: int) -> None:
-                expected = 0
-                async for item in Stream(client, count):
-                    assert item["id"] == expected
-                    expected += 1
-                assert expected == count
-
-            yield run
+    def stream(self, client: Any, count: int) -> AsyncIterator[Any]:
+        return Stream(client, count)
 
     @asynccontextmanager
     async def short(self) -> AsyncIterator[AsyncCall]:

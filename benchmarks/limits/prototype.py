@@ -23,8 +23,9 @@ import outcome
 import trio
 from trio.lowlevel import Abort, current_task, reschedule, wait_readable, wait_task_rescheduled, wait_writable
 
-from ..peers import DEADLINE, HOST, Announce, AsyncCall, Peer, payload
+from ..peers import DEADLINE, HOST, Announce, AsyncCall, payload
 from .framing import BLOB, CALL, CREDIT, ITEMS, STREAM
+from .multiplexed import Multiplexed
 from .prototype_link import LARGE, Connection, Flusher, give_up, pack
 from .prototype_server import WINDOW, Server
 
@@ -129,7 +130,7 @@ class Stream:
         return self.items.popleft()
 
 
-class Prototype(Peer):
+class Prototype(Multiplexed):
     """See Peer."""
 
     async def serve(self, announce: Announce) -> None:
@@ -183,38 +184,8 @@ class Prototype(Peer):
             client.close()
             nursery.cancel_scope.cancel()
 
-    @asynccontextmanager
-    async def unary(self) -> AsyncIterator[list[AsyncCall]]:
-        async with self.client() as client:
-
-            async def call(i: int) -> None:
-                reply = await client.call(payload(i))
-                assert reply["id"] == i
-
-            yield [call] * self.setting.callers
-
-    @asynccontextmanager
-    async def large(self) -> AsyncIterator[AsyncCall]:
-        async with self.client() as client:
-
-            async def call(data: bytes) -> None:
-                reply = await client.call(data)
-                assert len(reply) == len(data)
-
-            yield call
-
-    @asynccontextmanager
-    async def server_stream(self) -> AsyncIterator[AsyncCall]:
-        async with self.client() as client:
-
-            async def run(count: int) -> None:
-                expected = 0
-                async for item in Stream(client, count):
-                    assert item["id"] == expected
-                    expected += 1
-                assert expected == count
-
-            yield run
+    def stream(self, client: Any, count: int) -> AsyncIterator[Any]:
+        return Stream(client, count)
 
     @asynccontextmanager
     async def short(self) -> AsyncIterator[AsyncCall]:

@@ -1,7 +1,7 @@
 """Pyro5: blocking calls, a thread, a connection and a proxy for each caller; MessagePack is its fastest serializer.
 
-Fair: arguments travel by value, and a call's deadline is the proxy's timeout (which costs Pyro 5 % of its small calls,
-and 20 % of its large ones). Pyro streams from the server only, and an item costs a call there. The server may have as
+Fair: arguments travel by value, and a call's deadline is the proxy's timeout (which costs Pyro 3 to 12 % of its
+small calls, and about a quarter of its large ones). Pyro streams from the server only, and an item costs a call there. The server may have as
 many threads as there are connections.
 """
 
