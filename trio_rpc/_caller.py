@@ -125,9 +125,8 @@ class Caller:
                 trial = trial or Trial(self, method, options)
                 raise trial.final(exc)  # noqa: B904 - the same error
             await call.wait()
-            if type(call.terminal) is ResponseReceived and not call.terminal.metadata:
-                return self._result(method, call)
-            error = self._error(call, method, options)
+            plain = type(call.terminal) is ResponseReceived and not call.terminal.metadata
+            error = None if plain else self._error(call, method, options)
             if error is None:
                 return self._result(method, call)
             if expired_remotely(call):
