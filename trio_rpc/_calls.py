@@ -28,7 +28,7 @@ from .wire import Data, EndReceived, ErrorReceived, Outcome, RequestReceived, Re
 if TYPE_CHECKING:
     from ._connection import Connection
 
-__all__ = ["Endpoint", "Incoming", "Outgoing"]
+__all__ = ["Incoming", "Outgoing", "Served"]
 
 NESTED_SHARE = 0.8
 """How much of its caller's `cancel_wait` a cancelled handler may spend on joining its own calls."""
@@ -202,7 +202,7 @@ async def _nothing() -> None:
     """What is there already need not be waited for."""
 
 
-class Endpoint(Protocol):
+class Served(Protocol):
     """What a served method needs to be: made by the dispatch, known to the connection by these verbs alone."""
 
     estimate: Estimate
@@ -235,8 +235,7 @@ class Incoming:
         "coroutine",
         "cut",
         "deadline",
-        "endpoint",
-        "ended",
+                "ended",
         "estimate",
         "expires",
         "id",
@@ -246,13 +245,14 @@ class Incoming:
         "outbound",
         "payload",
         "scope",
+        "served",
         "started",
     )
 
-    def __init__(self, connection: Connection, endpoint: Endpoint, request: RequestReceived) -> None:
+    def __init__(self, connection: Connection, served: Served, request: RequestReceived) -> None:
         self.connection: Connection = connection
-        self.endpoint: Endpoint = endpoint
-        self.estimate: Estimate = endpoint.estimate
+        self.served: Served = served
+        self.estimate: Estimate = served.estimate
         self.id: int = request.id
         self.method: str = request.method
         self.payload: Data = request.payload
@@ -328,9 +328,9 @@ class Incoming:
         self.context = self.connection.base_context.copy()
         self.context.run(CURRENT.set, self)
         try:
-            self.coroutine = self.endpoint.start(self)
+            self.coroutine = self.served.start(self)
         except Exception as exc:
-            self.endpoint.fail(self, exc, started=False)
+            self.served.fail(self, exc, started=False)
             return None
         self.started = True
         return self.coroutine
@@ -338,14 +338,14 @@ class Incoming:
     def succeed(self, value: Any) -> None:
         """The handler returned."""
         if not self.ended:
-            self.endpoint.succeed(self, value)
+            self.served.succeed(self, value)
 
     def fail(self, exc: BaseException) -> None:
         """The handler raised."""
         if self.ended:
-            self.endpoint.note_late_failure(self, exc)
+            self.served.note_late_failure(self, exc)
         else:
-            self.endpoint.fail(self, exc, started=True)
+            self.served.fail(self, exc, started=True)
 
     def cancelled(self) -> None:
         """The handler ended by its scope's cancellation: say whose wish that was."""

@@ -8,11 +8,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import attrs
 
-__all__ = ["Backoff", "Heartbeat", "PoolLimits", "RetryPolicy", "ServerLimits", "describe"]
+from ._errors import Code
+
+__all__ = [
+    "AdaptiveLimit",
+    "Backoff",
+    "Balance",
+    "CircuitBreaker",
+    "Heartbeat",
+    "HedgePolicy",
+    "LeastInFlight",
+    "OutlierEjection",
+    "PoolLimits",
+    "PowerOfTwo",
+    "RetryBudget",
+    "RetryPolicy",
+    "RetryThrottle",
+    "RoundRobin",
+    "ServerLimits",
+    "describe",
+]
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -80,6 +99,31 @@ class Heartbeat:
 
 
 @attrs.frozen(kw_only=True)
+class RetryThrottle:
+    """gRPC's brake on retries (A6): a bucket that failures empty and successes fill. No retry unless it is over half full.
+
+    Of a retryable failure one token goes, of a success `ratio` of one comes back.
+    """
+
+    tokens: int = _setting(10, "Tokens in a full bucket (gRPC's usual example: 10).", at_least=1, at_most=1000)
+    ratio: float = _setting(0.1, "Tokens that a success brings back (gRPC's usual example: 0.1).", above=0)
+
+
+@attrs.frozen(kw_only=True)
+class RetryBudget:
+    """How many retries and hedges a pool may make, in proportion to its calls: Finagle's budget.
+
+    An outage must not be answered with several times the load. Each call deposits `ratio` of a retry, which lives for
+    `window` seconds; beside these, `per_second` retries may be made whatever the load is. What surely did not run is
+    paid for too, from the second time on that it happens to one call.
+    """
+
+    ratio: float = _setting(0.2, "Retries for each call (Finagle: 20 %).", at_least=0, at_most=1000)
+    per_second: float = _setting(10.0, "Retries a second beside these (Finagle: 10).", at_least=0)
+    window: float = _setting(10.0, "How long a deposit can be drawn on (Finagle: 10 s).", above=0)
+
+
+@attrs.frozen(kw_only=True)
 class RetryPolicy:
     """Retries of `idempotent=True` methods after failures that may have run.
 
@@ -87,12 +131,146 @@ class RetryPolicy:
     that one deadline.
     """
 
-    attempts: int = _setting(3, "Attempts in all, the first included (industrial default: 3).", at_least=1)
+    attempts: int = _setting(
+        3, "Attempts in all, the first included (industrial default: 3); more than 5 act as 5, as in gRPC.", at_least=1
+    )
     backoff: Backoff = attrs.field(
         default=Backoff(initial=0.1, factor=2.0, maximum=1.0, jitter=0.2),
         validator=attrs.validators.instance_of(Backoff),
         metadata={"doc": "Delays between attempts: 100 ms, doubling to 1 s, +-20 %.", "off": False},
     )
+    codes: frozenset[Code] = attrs.field(
+        default=frozenset({Code.UNAVAILABLE}),
+        converter=frozenset,
+        validator=attrs.validators.deep_iterable(attrs.validators.instance_of(Code)),
+        metadata={"doc": "Codes of handlers' own failures that are worth another attempt.", "off": False},
+    )
+    budget: RetryBudget | None = attrs.field(
+        default=RetryBudget(),
+        validator=attrs.validators.instance_of((RetryBudget, type(None))),
+        metadata={
+            "doc": "What retries and hedges of the pool may cost together; only the pool's own counts.",
+            "off": True,
+        },
+    )
+    throttle: RetryThrottle | None = attrs.field(
+        default=None,
+        validator=attrs.validators.instance_of((RetryThrottle, type(None))),
+        metadata={"doc": "gRPC's brake, beside the budget; only the pool's own counts.", "off": True},
+    )
+
+
+@attrs.frozen(kw_only=True)
+class HedgePolicy:
+    """Further attempts of an `idempotent=True` unary method while earlier ones are still under way; the first result wins.
+
+    They go to other endpoints where there are any. Losers are cancelled, and joined by the pool, not by the caller.
+    """
+
+    delay: float = _setting(0.1, "Time without an answer after which the next attempt is begun.", at_least=0)
+    attempts: int = _setting(2, "Attempts in all, the first included; more than 5 act as 5.", at_least=1)
+
+
+# -- many endpoints ----------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class LeastInFlight:
+    """Balance by calls under way: the endpoint with the fewest, in proportion to its weight."""
+
+
+@attrs.frozen
+class RoundRobin:
+    """Balance by turns, in proportion to weights."""
+
+
+@attrs.frozen(kw_only=True)
+class PowerOfTwo:
+    """Balance by the better of two random endpoints: fewer calls under way times a peak-sensitive average of latency.
+
+    Finagle's and Linkerd's P2C with peak EWMA: a slower answer than the average replaces it at once, faster ones
+    lower it slowly. A failure counts as an answer that took `failure_penalty`, so that fast errors attract nothing.
+    """
+
+    decay: float = _setting(10.0, "Time in which an old latency fades to 1/e (Finagle, Linkerd: 10 s).", above=0)
+    failure_penalty: float = _setting(5.0, "Latency that a failure counts as (Linkerd: 5 s).", at_least=0)
+
+
+Balance: TypeAlias = LeastInFlight | RoundRobin | PowerOfTwo
+
+
+@attrs.frozen(kw_only=True)
+class OutlierEjection:
+    """Endpoints that fail far more than the others get no calls for a while (gRPC's A50, which is Envoy's).
+
+    An endpoint is ejected for `base_time` times the number of its latest ejections, at most `max_time`. Never more
+    than `max_share` of all, though one may always be; and where less than `panic` of all are left, none counts as
+    ejected. Its connections stay open. With one endpoint nothing is ever ejected.
+    """
+
+    interval: float = _setting(10.0, "Time between two looks at what was counted (A50: 10 s).", above=0)
+    base_time: float = _setting(30.0, "First ejection; the n-th lasts n times as long (A50: 30 s).", above=0)
+    max_time: float = _setting(300.0, "Longest ejection (A50: 300 s).", above=0)
+    max_share: float = _setting(
+        0.1, "Most endpoints ejected at once, though one may always be (A50: 10 %).", at_least=0, at_most=1
+    )
+    panic: float = _setting(
+        0.5, "Below this share of endpoints left, all are picked from again (Envoy: 50 %).", at_least=0, at_most=1
+    )
+    consecutive: int | None = _setting(5, "Failures in a row that eject at once (Envoy: 5).", at_least=1, off=True)
+    min_endpoints: int = _setting(5, "Endpoints with enough calls that comparing needs (A50: 5).", at_least=1)
+    deviations: float | None = _setting(
+        1.9, "Standard deviations below the mean success rate (A50: 1.9).", above=0, off=True
+    )
+    deviations_calls: int = _setting(100, "Calls in an interval that count for deviations (A50: 100).", at_least=1)
+    failure_share: float | None = _setting(
+        0.85, "Share of failures that ejects (A50: 85 %).", above=0, at_most=1, off=True
+    )
+    failure_calls: int = _setting(50, "Calls in an interval that count for the share (A50: 50).", at_least=1)
+
+
+@attrs.frozen(kw_only=True)
+class CircuitBreaker:
+    """After too many failures an endpoint gets no calls at all for a while, even if it is the only one; then one probe.
+
+    With all endpoints' circuits open a call fails at once with CircuitOpen, unless it waits for ready. A probe that
+    succeeds closes the circuit; one that fails opens it again for twice as long.
+    """
+
+    consecutive: int | None = _setting(5, "Failures in a row that open it (Finagle: 5).", at_least=1, off=True)
+    failure_share: float | None = _setting(
+        None, "Share of failures among the last `window` seconds' calls that opens it.", above=0, at_most=1, off=True
+    )
+    window: float = _setting(30.0, "Time over which the share counts (Finagle: 30 s).", above=0)
+    min_calls: int = _setting(5, "Calls in the window that the share needs (Finagle: 5).", at_least=1)
+    backoff: Backoff = attrs.field(
+        default=Backoff(initial=5.0, factor=2.0, maximum=300.0, jitter=0.2),
+        validator=attrs.validators.instance_of(Backoff),
+        metadata={"doc": "How long it stays open: 5 s, doubling to 300 s, +-20 % (Finagle: 5 to 300 s).", "off": False},
+    )
+
+
+@attrs.frozen(kw_only=True)
+class AdaptiveLimit:
+    """A limit on handlers at once that follows the latency (Netflix's Gradient2).
+
+    `new = limit * gradient + queue`, with `gradient = max(0.5, min(1, tolerance * long / short))` of the long-term and
+    the latest latency, smoothed; no change while less than half of the limit is in use.
+    """
+
+    initial: int = _setting(20, "The limit at first (Gradient2: 20).", at_least=1)
+    minimum: int = _setting(20, "The lowest limit (Gradient2: 20).", at_least=1)
+    maximum: int = _setting(200, "The highest limit (Gradient2: 200).", at_least=1)
+    tolerance: float = _setting(1.5, "Growth of latency that is taken for normal (Gradient2: 1.5).", at_least=1)
+    smoothing: float = _setting(0.2, "Weight of a new estimate of the limit (Gradient2: 0.2).", above=0, at_most=1)
+    queue: int = _setting(4, "How far the limit may grow at a time (Gradient2: 4).", at_least=1)
+    window: int = _setting(600, "Samples that the long-term latency averages (Gradient2: 600).", at_least=1)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.minimum <= self.initial <= self.maximum:
+            raise ValueError(
+                f"initial={self.initial} must lie between minimum={self.minimum} and maximum={self.maximum}"
+            )
 
 
 @attrs.frozen(kw_only=True)
@@ -129,21 +307,45 @@ class Limits:
 
 @attrs.frozen(kw_only=True)
 class PoolLimits(Limits):
-    """The client's bounds; see the fields."""
+    """The client's bounds; see the fields. What counts connections counts those of one endpoint."""
 
-    min_connections: int = _setting(1, "Connections kept open, dialled in the background.", at_least=0)
+    min_connections: int = _setting(1, "Connections kept open to each endpoint, dialled in the background.", at_least=0)
     max_connections: int = _setting(
         4,
-        "Most connections that take calls, those being dialled included; what goes away ends beside them.",
+        "Most connections to one endpoint that take calls, those being dialled included; what goes away ends beside them.",
         at_least=1,
+    )
+    autostart: bool = attrs.field(
+        default=True,
+        validator=attrs.validators.instance_of(bool),
+        metadata={"doc": "Dial the minimum at once; False: with the first call, or `connect`.", "off": False},
     )
     max_waiting: int | None = _setting(
         10_000, "Calls waiting for a place; one more raises PoolExhausted.", at_least=0, off=True
     )
     connect_timeout: float | None = _setting(5.0, "Name, TCP, TLS and HELLO together.", above=0, off=True)
     acquire_timeout: float | None = _setting(10.0, "Longest wait for a place before PoolTimeout.", at_least=0, off=True)
+    priorities: int = _setting(
+        8, "Classes in the line: 0 is served first, and who names none is in the last.", at_least=1
+    )
     idle_timeout: float | None = _setting(
-        600.0, "Unused time after which a connection above the minimum is closed.", above=0, off=True
+        600.0,
+        "Unused time after which a connection above the minimum is closed; 0: as soon as nobody waits for it.",
+        at_least=0,
+        off=True,
+    )
+    max_idle: float | None = _setting(
+        None, "Unused time after which any connection is replaced, those of the minimum too.", above=0, off=True
+    )
+    validate_after: float | None = _setting(
+        None,
+        "Silence after which a connection is pinged before a call goes on it (HikariCP: 0.5 s).",
+        at_least=0,
+        off=True,
+    )
+    validate_timeout: float = _setting(5.0, "How long that ping may take (HikariCP: 5 s).", above=0)
+    slow_start: float | None = _setting(
+        None, "Time in which a new endpoint's share of calls grows from a tenth to the whole.", above=0, off=True
     )
     max_lifetime: float | None = _setting(
         3600.0, "Age, less up to 5 % jitter, at which a connection is replaced.", above=0, off=True
@@ -173,5 +375,30 @@ class ServerLimits(Limits):
     )
     max_deadline: float | None = _setting(
         None, "Longest run of any handler; a caller's longer deadline is cut to it.", above=0, off=True
+    )
+    max_calls: int | None = _setting(
+        10_000, "Handlers at once on the whole server (reliability: 10,000).", at_least=1, off=True
+    )
+    max_calls_per_principal: int | None = _setting(
+        None, "Handlers at once for one principal; without `authenticate`, for one address.", at_least=1, off=True
+    )
+    max_age: float | None = _setting(
+        None, "Age, +-10 %, at which a connection is drained, so that clients spread anew.", above=0, off=True
+    )
+    max_age_grace: float | None = _setting(
+        None, "Time that calls on such a connection have left; None: as long as they take.", at_least=0, off=True
+    )
+    max_idle: float | None = _setting(
+        None, "Time without any call after which a connection is drained.", above=0, off=True
+    )
+    result_window: float = _setting(
+        60.0, "How long the result of a call with an idempotency key is kept for a retry.", at_least=0
+    )
+    max_kept_results: int = _setting(10_000, "Results kept for that; beyond, the oldest are forgotten.", at_least=0)
+    max_kept_bytes: int = _setting(64 * MIB, "What they may take; beyond, the oldest are forgotten.", at_least=0)
+    orphan_window: float = _setting(
+        10.0,
+        "How long a handler with an idempotency key runs on for a caller who was lost and may come back.",
+        at_least=0,
     )
     max_threads: int = _setting(40, "Worker threads for `@method(thread=True)` (Trio's own default: 40).", at_least=1)

@@ -25,7 +25,7 @@ from typing import Any
 
 import trio
 
-from ._calls import Endpoint, Incoming, Outgoing
+from ._calls import Incoming, Outgoing, Served
 from ._config import Heartbeat, Limits
 from ._context import CallContext
 from ._crew import RUN_CALLS, Crew
@@ -90,12 +90,12 @@ class Connection:
         "_crew",
         "_crowd",
         "_early",
-        "_endpoints",
         "_excess",
         "_freed",
         "_goodbye",
         "_last_accepted",
         "_max_deadline",
+        "_methods",
         "_now",
         "_nursery",
         "_owed_refusals",
@@ -149,7 +149,7 @@ class Connection:
         limits: Limits,
         heartbeat: Heartbeat,
         timer: Timer,
-        endpoints: Mapping[str, Endpoint],
+        methods: Mapping[str, Served],
         base_context: Context,
         counters: ConnectionCounters,
         address: str,
@@ -193,7 +193,7 @@ class Connection:
         self._watch = Watch(
             self.outbox, protocol, timer, heartbeat, write_timeout=limits.write_timeout, evict=self._evict
         )
-        self._endpoints = endpoints
+        self._methods = methods
         self._max_deadline = max_deadline
         self._crew = self._scope = self._nursery = self._quiet = self._early = None
         self._excess = self._owed_refusals = self._freed = self._crowd = 0
@@ -267,7 +267,7 @@ class Connection:
         self._scope, self._nursery = nursery.cancel_scope, nursery
         is_socket = isinstance(self.stream, SocketStream)
         try:
-            if self._endpoints:
+            if self._methods:
                 self._crew = Crew(
                     nursery,
                     self._read,
@@ -382,7 +382,7 @@ class Connection:
             return
         assert self._scope is not None
         self.saying_goodbye = self.going_away = True
-        if self._endpoints or self.serving:  # Else the transport's end tells the peer all that there is to tell.
+        if self._methods or self.serving:  # Else the transport's end tells the peer all that there is to tell.
             self.drain("closing", Code.OK)
         if isinstance(self.stream, SocketStream) and self.outbox.idle:
             self._lose_closed()
@@ -490,12 +490,12 @@ class Connection:
         if len(self.serving) >= self.limits.max_in_flight:
             self._refuse_excess(event.id)
             return
-        endpoint = self._endpoints.get(event.method)
-        if endpoint is None:
-            self._refuse(event.id, Code.UNIMPLEMENTED, _unknown(event.method, self._endpoints))
+        served = self._methods.get(event.method)
+        if served is None:
+            self._refuse(event.id, Code.UNIMPLEMENTED, _unknown(event.method, self._methods))
             return
         self._excess = 0
-        call = Incoming(self, endpoint, event)
+        call = Incoming(self, served, event)
         self.serving[event.id] = call
         self.counters.served += 1
         self._set_deadline(call, event.timeout)

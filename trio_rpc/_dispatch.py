@@ -18,7 +18,7 @@ import trio
 
 from . import codecs
 from ._call import Call, Handler, Interceptor, Reply, compose
-from ._calls import Endpoint, Incoming
+from ._calls import Incoming, Served
 from ._contract import MethodSpec, ServiceSpec
 from ._crew import Estimate
 from ._errors import Code, CodecError, DecodeError, PermissionDenied, Refused, RemoteError, Unimplemented
@@ -49,7 +49,7 @@ def compile_services(
     interceptors: Sequence[Interceptor] = (),
     limiter: trio.CapacityLimiter | None = None,
     debug: bool = False,
-) -> Mapping[str, Endpoint]:
+) -> Mapping[str, Served]:
     """Everything that is served, by wire name, for one codec. Raises TypeError for what no codec carries."""
     if inspect.iscoroutinefunction(authorize):
         raise TypeError(SYNCHRONOUS)
@@ -60,7 +60,7 @@ def compile_services(
 
 
 class ServedMethod:
-    """One method of one served object, compiled for one codec: an `Endpoint`."""
+    """One method of one served object, compiled for one codec: a `Served`."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class ServedMethod:
             return partial(self._in_thread, handler)
         return handler if self.spec.is_async else partial(_inline, handler)
 
-    # -- an Endpoint -----------------------------------------------------------------------------------------------
+    # -- a Served -------------------------------------------------------------------------------------------------
 
     def start(self, call: Incoming) -> Coroutine[Any, Any, Any]:
         """Check, decode, and make the handler's coroutine. What it raises did not run."""

@@ -100,7 +100,7 @@ class Pool(Target):
         codecs.get(codec)  # LookupError, with the names there are, before anything is dialled.
         specs = describe_services(services) if services else []
         self._service_names = tuple(spec.name for spec in specs)
-        self._endpoints = compile_services(specs, codec)
+        self._methods = compile_services(specs, codec)
         self._dial_target = dial_target
         self._credentials = checked(credentials)
         self._base_context = copy_context()
@@ -373,7 +373,7 @@ class Pool(Target):
             limits=self.limits,
             heartbeat=self.heartbeat,
             timer=self._timer,
-            endpoints=self._endpoints,
+            methods=self._methods,
             base_context=self._base_context,
             counters=self._connection_counters,
             address=self.target,

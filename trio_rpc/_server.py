@@ -20,7 +20,7 @@ import trio
 
 from ._address import peer_name
 from ._call import Interceptor
-from ._calls import Endpoint
+from ._calls import Served
 from ._config import Heartbeat, ServerLimits
 from ._connection import Connection, Contained
 from ._contract import describe_services
@@ -82,7 +82,7 @@ class Server:
         self._authenticate = authenticate
         self._codecs = tuple(codecs)
         limiter = trio.CapacityLimiter(limits.max_threads)
-        self._endpoints: dict[str, Mapping[str, Endpoint]] = {
+        self._methods: dict[str, Mapping[str, Served]] = {
             codec: compile_services(
                 self._specs, codec, authorize=authorize, interceptors=interceptors, limiter=limiter, debug=debug
             )
@@ -346,7 +346,7 @@ class Server:
             limits=self.limits,
             heartbeat=self.heartbeat,
             timer=self._timer,
-            endpoints=self._endpoints[codec],
+            methods=self._methods[codec],
             base_context=self._base_context,
             counters=self._connection_counters,
             address=address,
