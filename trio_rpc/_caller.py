@@ -7,7 +7,6 @@ in the caller's own task. What surely did not run is tried again; what may have 
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -29,6 +28,7 @@ from ._errors import DecodeError, RpcError
 from ._methods import RemoteMethod, untyped
 from ._options import CallOptions
 from ._outcomes import error_of, expired_remotely
+from ._placement import Route
 from ._scope import hidden_nursery
 from ._statistics import CallerCounters
 from ._streaming import Feeder, StreamCall
@@ -49,7 +49,7 @@ Unary: TypeAlias = Callable[[RemoteMethod, tuple[Any, ...], dict[str, Any], Call
 class Caller:
     """Makes the calls of a pool or of a peer, in all four shapes.
 
-    `pick()` gives a connection with a free place for one who has not waited, or None, and raises PoolClosed once
+    `pick(route)` gives a connection with a free place for one who has not waited, or None, and raises PoolClosed once
     there will be none any more; `wanted()` is told that somebody has joined the line.
     """
 
@@ -57,7 +57,7 @@ class Caller:
         self,
         *,
         describe: Callable[[], str],
-        pick: Callable[[], Connection | None],
+        pick: Callable[[Route | None], Connection | None],
         wanted: Callable[[], object],
         codec: str,
         timer: Timer,
@@ -77,12 +77,14 @@ class Caller:
         self.timer = timer
         self.line = line
         self.stream_limits: tuple[int, int] = (limits.stream_window, limits.stream_window_items)
-        self._acquire_timeout = acquire_timeout
         self._interceptors = tuple(interceptors)
         self.unary: Unary = partial(self._intercepted, self._unary) if interceptors else self._unary
         """One request, one result."""
         self.options: CallOptions = CallOptions(
-            metadata=dict(metadata or {}), retry=retry, cancel_wait=limits.cancel_wait
+            metadata=dict(metadata or {}),
+            retry=retry,
+            cancel_wait=limits.cancel_wait,
+            acquire_timeout=acquire_timeout,
         )
         self._untyped: dict[tuple[str, Shape], RemoteMethod] = {}
         self.restarting: dict[StreamCall, None] = {}
@@ -112,7 +114,7 @@ class Caller:
             if deadline <= now:
                 await checkpoint()  # The deadline has passed: Trio says so, and nothing is sent.
             try:
-                connection = self._pick()
+                connection = self._pick(None)
                 if connection is None:
                     attempt = self._attempt(method, payload, blobs, options, deadline, early=trial is None)
                     call = await self._wait_in_line(attempt)
@@ -272,7 +274,7 @@ class Caller:
             options.cancel_wait,
             streaming,
             None,
-            None if options.wait_for_ready else self._acquire_timeout,
+            options.patience,
             CURRENT.get(None),
             early and method.idempotent and _may_be_early(method, payload, blobs, options),
         )
@@ -280,7 +282,7 @@ class Caller:
     async def _begin(self, attempt: Attempt, trial: Trial) -> Outgoing:
         """Start now if there is a place, else wait for one."""
         try:
-            connection = self._pick()
+            connection = self._pick(attempt.route)
             if connection is not None:
                 return attempt.start(connection, current_time())
             return await self._wait_in_line(attempt)
@@ -293,7 +295,7 @@ class Caller:
 
     def submit(self, attempt: Attempt) -> None:
         """Start now if there is a place, else join the line; for attempts that nobody awaits."""
-        connection = self._pick()
+        connection = self._pick(attempt.route)
         if connection is not None:
             attempt.start(connection, current_time())
         else:
@@ -333,11 +335,6 @@ class Caller:
         """Count a call that ends with `error`."""
         self.counters.errors += 1
         return error
-
-    @property
-    def patience(self) -> float:
-        """How long what surely did not run is tried again, for a caller without a deadline."""
-        return math.inf if self._acquire_timeout is None else self._acquire_timeout
 
 
 def _may_be_early(method: RemoteMethod, payload: bytes, blobs: Sequence[Bytes], options: CallOptions) -> bool:

@@ -235,7 +235,7 @@ class Incoming:
         "coroutine",
         "cut",
         "deadline",
-                "ended",
+        "ended",
         "estimate",
         "expires",
         "id",

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from ._config import RetryPolicy
+from ._config import HedgePolicy, RetryPolicy
 
 __all__ = ["CallOptions"]
 
@@ -20,8 +20,23 @@ class CallOptions:
     metadata: dict[str, str | bytes]
     retry: RetryPolicy
     cancel_wait: float
-    wait_for_ready: bool = False
+    acquire_timeout: float | None = None
+    """Longest wait for a place on a connection; None: as long as the caller's own deadline allows."""
+    hedge: HedgePolicy | None = None
+    wait_for_ready: bool | None = None
+    """True: wait for a connection whatever `acquire_timeout` says; False: fail at once while none can be had."""
+    priority: int | None = None
+    """The class in the line, 0 first; None: the last."""
+    routing_key: str | None = None
+    """Calls of one key go to one endpoint, for as long as it is there and has room."""
+    idempotency_key: str | None = None
+    """A second call of one key gets the first one's result, and does not run again."""
     reply_metadata: dict[str, str | bytes] | None = None
+
+    @property
+    def patience(self) -> float | None:
+        """Longest wait for a place, all told; None for no bound but the caller's own."""
+        return None if self.wait_for_ready else self.acquire_timeout
 
     def with_(self, changes: Mapping[str, Any]) -> CallOptions:
         """A copy with some options changed; metadata is added to. Raises TypeError for an unknown option."""
@@ -33,20 +48,27 @@ class CallOptions:
                 f"a stub has no option {', '.join(sorted(unknown))}: it takes {', '.join(sorted(_OPTIONS))}"
             )
         for name, value in changes.items():
-            if not isinstance(value, _OPTIONS[name]):
+            if not isinstance(value, _OPTIONS[name]) or (isinstance(value, bool) and name != "wait_for_ready"):
                 raise TypeError(f"the stub's option {name} cannot be {value!r:.80}")
-            if name == "cancel_wait" and not 0 <= value < math.inf:
-                raise ValueError(f"the stub's option cancel_wait must be at least 0, and finite, not {value!r}")
+            if name in _NOT_NEGATIVE and value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"the stub's option {name} must be at least 0, and finite, not {value!r}")
         merged = dict(changes)
         if "metadata" in merged:
             merged["metadata"] = {**self.metadata, **merged["metadata"]}
         return attrs.evolve(self, **merged)
 
 
+_NONE = type(None)
 _OPTIONS: dict[str, Any] = {
     "metadata": Mapping,
     "retry": RetryPolicy,
+    "hedge": (HedgePolicy, _NONE),
     "cancel_wait": (int, float),
-    "wait_for_ready": bool,
+    "acquire_timeout": (int, float, _NONE),
+    "wait_for_ready": (bool, _NONE),
+    "priority": (int, _NONE),
+    "routing_key": (str, _NONE),
+    "idempotency_key": (str, _NONE),
     "reply_metadata": dict,
 }
+_NOT_NEGATIVE = {"cancel_wait", "acquire_timeout", "priority"}

@@ -12,6 +12,7 @@ from ._caller import Caller
 from ._config import Limits, RetryPolicy
 from ._connection import Connection
 from ._errors import PoolClosed
+from ._placement import Route
 from ._target import Target
 from ._timer import Timer
 from ._waiting import WaitingLine
@@ -90,7 +91,7 @@ class Peer(Target):
         stream = self._connection.stream
         return stream.version() if isinstance(stream, trio.SSLStream) else None
 
-    def _pick(self) -> Connection | None:
+    def _pick(self, _route: Route | None) -> Connection | None:
         if not self._connection.usable:
             raise self._closed()
         return self._connection if not len(self._line) and self._connection.free > 0 else None

@@ -6,7 +6,21 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-__all__ = ["dials_wanted", "least_in_flight"]
+import attrs
+
+__all__ = ["Route", "dials_wanted", "least_in_flight"]
+
+
+@attrs.define
+class Route:
+    """Where one call may go, beyond what its pool would choose; most calls have none."""
+
+    key: str | None = None
+    """Its routing key: calls of one key go to one endpoint."""
+    avoid: list[str] = attrs.field(factory=list)
+    """Addresses where it was tried already: taken only if there is no other."""
+    instance: str | None = None
+    """The one server that it may go to: another would not know that it has run there."""
 
 
 class Place(Protocol):

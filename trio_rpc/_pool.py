@@ -37,7 +37,7 @@ from ._dispatch import compile_services
 from ._errors import ConnectError, PoolClosed, RpcError, Unauthenticated
 from ._handshake import greet, introduction
 from ._peer import Peer
-from ._placement import dials_wanted, least_in_flight
+from ._placement import Route, dials_wanted, least_in_flight
 from ._scope import hidden_nursery
 from ._statistics import ConnectionCounters, PoolCounters, PoolStatistics
 from ._target import Target
@@ -509,7 +509,7 @@ class Pool(Target):
 
     # -- what the caller asks --------------------------------------------------------------------------------------
 
-    def _pick(self) -> Connection | None:
+    def _pick(self, _route: Route | None) -> Connection | None:
         if self._closing or self._over is not None:
             self._check_open()
         if self._line.attempts:

@@ -56,8 +56,8 @@ class Trial:
             self._may_have_run = error.may_have_run or self._may_have_run
         now = trio.current_time()
         if self._until is None:
-            bounded = deadline != math.inf or self._options.wait_for_ready
-            self._until = math.inf if bounded else now + self._caller.patience
+            patience = self._options.patience
+            self._until = math.inf if patience is None or deadline != math.inf else now + patience
         delay = self._pause(error)
         return delay if delay is not None and now + delay <= self._until else None
 

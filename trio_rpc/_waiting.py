@@ -22,6 +22,7 @@ from ._calls import Outgoing
 from ._connection import Connection
 from ._context import CallContext
 from ._errors import PoolExhausted, PoolTimeout, RpcError
+from ._placement import Route
 from ._statistics import LineCounters
 from ._streams import ReceiveStream
 from ._timer import Timer
@@ -47,6 +48,10 @@ class Attempt:
     """The call that its caller serves. Whoever starts it later runs in the context of something else."""
     early: bool = False
     """It may be sent before the peer's HELLO has come, as it is small, and may run twice."""
+    priority: int | None = None
+    """Its class in the line; None for the last."""
+    route: Route | None = None
+    """Where it may go; None: wherever there is a place."""
     on_start: Callable[[Outgoing], object] | None = None
     """Told, in the same step, which call it became; for what cannot be awaited."""
     on_failure: Callable[[Exception], object] | None = None
