@@ -3,6 +3,7 @@
 
     python3.11 dev.py demo            the code search: processes, streams, a frozen worker, its recovery
     python3.11 dev.py bench [ARGS]    side by side with other libraries; `bench run --bars` measures what we promise
+    python3.11 dev.py prove [ARGS]    rerun what is promised about many servers, and print the figures
     python3.11 dev.py test [ARGS]     every check there is: format, lint, types, tests, docs; ARGS go to pytest
     python3.11 dev.py pytest [ARGS]   only the tests
     python3.11 dev.py lint            format and lint        (`dev.py fix` repairs what can be repaired)
@@ -44,11 +45,13 @@ STEPS = {
     "fix-format": ["ruff", "format", "--quiet", "."],
     "demo": ["examples.codesearch"],
     "bench": ["benchmarks"],
+    "prove": ["tests.proofs"],
 }
 EVERYTHING = ["format", "lint", "mypy", "pyright", "completeness", "pytest", "docs"]
 TASKS = {
     "demo": ["demo"],
     "bench": ["bench"],
+    "prove": ["prove"],
     "test": EVERYTHING,
     "check": EVERYTHING,
     "pytest": ["pytest"],
@@ -57,7 +60,7 @@ TASKS = {
     "types": ["mypy", "pyright", "completeness"],
     "docs": ["docs"],
 }
-TAKES_ARGUMENTS = {"demo", "bench", "pytest"}
+TAKES_ARGUMENTS = {"demo", "bench", "prove", "pytest"}
 ADVICE = {
     "format": "`dev.py fix` formats the files",
     "lint": "`dev.py fix` repairs what it can; mend the rest by hand",

@@ -18,6 +18,7 @@ extensions = [
     "sphinxcontrib_trio",
     "sphinx_copybutton",
     "myst_parser",
+    "fields_table",
     "settings_table",
 ]
 exclude_patterns = ["_build", "_ext", "measured"]  # what is measured is included where it is explained
@@ -48,6 +49,7 @@ FOREIGN = [
     "contextlib",
     "enum",
     "inspect",
+    "os",
     "ssl",
     "trio",
     "types",

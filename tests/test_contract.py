@@ -358,7 +358,7 @@ def test_service_names_are_words() -> None:
 
 
 class Contract:
-    @method(idempotent=True, thread=True)
+    @method(idempotent=True, thread=True, unlimited=True)
     def call(self, a: int, b: int = 0, *, c: int = 0) -> int:
         raise NotImplementedError
 
@@ -373,6 +373,43 @@ def test_thread_is_inherited() -> None:
 
     [spec] = served(Impl())["Contract"].values()
     assert (spec.thread, spec.idempotent, spec.is_async) == (True, True, False)
+
+
+def test_limits_are_inherited_and_added() -> None:
+    """What a contract leaves open, its implementation may say; a stub's method has neither."""
+
+    class Admitted:
+        @method(unlimited=True)
+        async def health(self) -> int: ...
+        @method
+        async def work(self) -> int: ...
+        @method
+        async def more(self) -> int: ...
+
+    class Impl(Admitted):
+        @method
+        async def health(self) -> int:
+            return 1
+
+        @method(limit=3)
+        async def work(self) -> int:
+            return 1
+
+    methods = served(Impl())["Admitted"]
+    assert {name: (spec.unlimited, spec.limit) for name, spec in methods.items()} == {
+        "health": (True, None),
+        "work": (False, 3),
+        "more": (False, None),
+    }
+
+
+def test_limited_and_unlimited() -> None:
+    """Whoever says which: the two contradict each other, and neither is ignored."""
+    parent = type("Parent", (), {"call": method(unlimited=True)(Overrides.same)})
+    impl = type("Impl", (parent,), {"call": method(limit=3)(Overrides.same)})
+    for cls in (impl, type("Both", (), {"call": method(unlimited=True, limit=3)(Overrides.same)})):
+        with pytest.raises(TypeError, match=r"Overrides.same is unlimited, and has limit=3: leave out one of them"):
+            describe_contract(cls)
 
 
 class Overrides:
@@ -404,6 +441,7 @@ class Overrides:
         (Overrides.streaming, {}, "the call from unary to server stream"),
         (Overrides.same, {"idempotent": False}, "idempotent from True to False"),
         (Overrides.same, {"thread": False}, "thread from True to False"),
+        (Overrides.same, {"unlimited": False}, "unlimited from True to False"),
     ],
 )
 def test_overrides_never_change(function: Callable[..., Any], options: Any, complaint: str) -> None:

@@ -51,6 +51,9 @@ class Call:
     def cancelled(self) -> None:
         self._end(("cancelled", None))
 
+    def cut_off(self) -> None:
+        self._end(("cut off", None))
+
     def _end(self, end: tuple[str, Any]) -> None:
         assert self.end is None
         self.end = end
@@ -565,11 +568,11 @@ async def test_11_cancelled_belongs_to_its_scope(autojump_clock: trio.testing.Mo
 
 @pytest.mark.parametrize("eager", [True, False])
 async def test_11_the_connections_end_is_no_calls_failure(autojump_clock: trio.testing.MockClock, eager: bool) -> None:
-    """Rule 11: a Cancelled from outside passes through: the call is not answered, neither as failed nor as cancelled."""
+    """Rule 11: a Cancelled from outside passes through: the call neither failed nor was it cancelled. It is cut off."""
     calls = [Call(trio.sleep_forever, eager=eager), Call(_mixed, eager=eager)]
     with pytest.raises(BaseExceptionGroup) as caught:
         async with a_crew() as rig:
             rig.begin(*calls)
             await trio.testing.wait_all_tasks_blocked()
-    assert [call.end for call in calls] == [None, None]
+    assert [call.end for call in calls] == [("cut off", None)] * 2
     assert caught.group_contains(ValueError)

@@ -13,7 +13,14 @@ import pytest
 import trio_rpc
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
-NAMESPACES = ["trio_rpc", "trio_rpc.codecs", "trio_rpc.testing", "trio_rpc.wire"]
+NAMESPACES = [
+    "trio_rpc",
+    "trio_rpc.codecs",
+    "trio_rpc.health",
+    "trio_rpc.resolvers",
+    "trio_rpc.testing",
+    "trio_rpc.wire",
+]
 
 # Names that users may rely on: they stay, and more may join them.
 FIXED = {

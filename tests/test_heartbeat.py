@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import trio
@@ -13,8 +14,11 @@ import trio_rpc
 from tests.scripted import ScriptedPeer, ScriptedServer, watchdog
 from trio_rpc import Heartbeat, PeerUnresponsive, method
 from trio_rpc._heartbeat import LOOKS, Action, Vigil
+from trio_rpc._outbox import Outbox
+from trio_rpc._timer import Timer
+from trio_rpc._watch import Watch
 from trio_rpc.testing import Drop, FaultyStream, Freeze, open_loopback
-from trio_rpc.wire import PingReceived, RequestReceived
+from trio_rpc.wire import Hello, PingReceived, Protocol, RequestReceived, Role
 
 WAIT, PING, EVICT = Action.WAIT, Action.PING, Action.EVICT
 HEARTBEAT = Heartbeat(interval=10, timeout=5)
@@ -241,3 +245,97 @@ async def test_our_own_stall_evicts_nobody() -> None:
             await trio.sleep(0.15)
         assert await pool.stub(Nurse).wait(0.01) == 0.01
         assert (pool.statistics().evicted, pool.statistics().connects) == (0, 1)
+
+
+# -- pings that somebody waits for -------------------------------------------------------------------------------------
+
+
+class Line:
+    """A watch, and what it has sent; a peer's watch, which counts that. What it asks is answered when `answer` says so."""
+
+    def __init__(self, nursery: trio.Nursery, heartbeat: Heartbeat = Heartbeat(interval=None)) -> None:  # noqa: B008 - frozen
+        self.pings: list[tuple[float, bytes]] = []
+        self.told: list[tuple[str, float, float]] = []
+        self.timer = Timer()
+        self.outbox = Outbox()
+        self.watch = self._watch(heartbeat, Outbox(), self.sent)
+        self.peer = self._watch(Heartbeat(interval=None), self.outbox, lambda _data: None)
+        nursery.start_soon(self.timer.run)
+
+    def _watch(self, heartbeat: Heartbeat, outbox: Outbox, send: Callable[[bytes], object]) -> Watch:
+        def send_now(data: Any) -> int:
+            send(bytes(data))
+            return len(data)
+
+        outbox.send_now = send_now
+        outbox.begin(lambda: None)
+        protocol = Protocol(Role.DIALLER, Hello())
+        return Watch(outbox, protocol, self.timer, heartbeat, write_timeout=None, evict=lambda _text: None)
+
+    def sent(self, data: bytes) -> None:
+        self.pings.append((trio.current_time(), data[-8:]))
+        self.peer.answer(data[-8:], None)
+        self.outbox.flush()
+
+    def ask(self, name: str) -> None:
+        """Ask for a ping; `told` has when that was answered, and its round trip."""
+        self.watch.ping(lambda rtt: self.told.append((name, trio.current_time(), rtt)))
+
+    def answer(self) -> None:
+        """The PONG of the latest ping arrives."""
+        self.watch.answered(self.pings[-1][1])
+
+
+async def test_a_ping_that_is_asked_for(autojump_clock: MockClock) -> None:
+    """It goes out at once, its answer is told once, and who asks meanwhile is told of the next one's answer."""
+    async with trio.open_nursery() as nursery:
+        line = Line(nursery)
+        line.ask("first")
+        await trio.sleep(2)
+        line.ask("second")
+        line.ask("third")
+        assert [when for when, _ in line.pings] == [0]
+        line.answer()
+        assert line.told == [("first", 2, 2)]
+        assert [when for when, _ in line.pings] == [0, 2]
+        await trio.sleep(1)
+        line.answer()
+        line.answer()
+        assert line.told[1:] == [("second", 3, 1), ("third", 3, 1)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_pings_are_never_more_than_a_peer_allows(autojump_clock: MockClock) -> None:
+    """However often they are asked for, and however fast they are answered; and each asker is told in the end."""
+    async with trio.open_nursery() as nursery:
+        line = Line(nursery)
+        for number in range(1000):  # Ten seconds in all. The peer raises RemoteProtocolError for too many.
+            line.ask(str(number))
+            line.answer()
+            await trio.sleep(0.01)
+        await trio.sleep(1)
+        line.answer()
+        assert [name for name, _, _ in line.told] == [str(number) for number in range(1000)]
+        assert 20 < len(line.pings) <= 5 + 2 * 11
+        nursery.cancel_scope.cancel()
+
+
+async def test_two_pings_of_one_moment_have_two_answers(autojump_clock: MockClock) -> None:
+    """One that is asked for is not answered by the answer to the heartbeat's; and after the end nobody is told."""
+    async with trio.open_nursery() as nursery:
+        line = Line(nursery, Heartbeat(interval=10, timeout=5))
+        line.watch.start()
+        await trio.sleep(10)
+        await trio.testing.wait_all_tasks_blocked()
+        line.ask("first")
+        (beat, asked) = line.pings
+        assert beat[0] == asked[0] == 10
+        line.watch.answered(beat[1])
+        assert line.told == []
+        line.watch.answered(asked[1])
+        assert len(line.told) == 1
+        line.ask("second")
+        line.watch.stop()
+        line.answer()
+        assert len(line.told) == 1
+        nursery.cancel_scope.cancel()

@@ -24,17 +24,28 @@ LAYERS = {
     "one peer": {
         *("_scope", "_sockets", "_timer", "_outbox", "_heartbeat", "_tls", "_watch", "_handshake"),
         *("_generators", "_local", "_crew", "_streams", "_calls", "_connection"),
+        *("_adaptive", "_admission", "_ages", "_kept"),
     },
-    "many peers": {"_credentials", "_address", "_backoff", "_placement", "_waiting"},
-    "a call": {"_call", "_methods", "_options", "_outcomes", "_trial"},
+    "many peers": {
+        *("_credentials", "_address", "_endpoint", "resolvers", "_backoff", "_placement", "_waiting"),
+        *("_dialler", "_vetting", "_upstream", "_events", "_roster", "_keeper"),
+        *("_balance", "_rendezvous", "_ejection", "_breaker", "_budget"),
+    },
+    "a call": {"_call", "_methods", "_options", "_outcomes", "_trial", "_fanout"},
     # The pool is here, as it is one of the two things that are called; what it decides is in "many peers".
     "endpoints": {
         "_stub",
         "_streaming",
+        "_hedging",
         "_caller",
         "_target",
         "_peer",
+        "_once",
         "_dispatch",
+        "_balancer",
+        "_lines",
+        "_settings",
+        "_hub",
         "_pool",
         "_open_pool",
         "_server",
@@ -48,7 +59,12 @@ LEVELS = {unit: level for level, units in enumerate(LAYERS.values()) for unit in
 PUBLIC_ONLY = LAYERS["batteries"] | LAYERS["testing"]
 
 # Modules below that decide from their arguments alone.
-PURE = LAYERS["words"] | LAYERS["pure"] | {"_backoff", "_placement", "_heartbeat", "_call", "_methods", "_outcomes"}
+PURE = (
+    LAYERS["words"]
+    | LAYERS["pure"]
+    | {"_endpoint", "_backoff", "_placement", "_heartbeat", "_call", "_methods", "_outcomes"}
+    | {"_balance", "_rendezvous", "_ejection", "_breaker", "_budget", "_adaptive", "_admission", "_kept"}
+)
 IMPURE = {"trio", "time", "random", "secrets", "logging", "socket", "ssl", "asyncio", "subprocess"}
 CLOCKS = {"time"}  # one peer reads Trio's clock alone, which tests turn by hand
 STRANGERS = [{"wire", "codecs"}]

@@ -7,8 +7,7 @@ import random
 import signal
 import tracemalloc
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ import trio
 from trio.testing import MockClock
 
 import trio_rpc
+from tests.pool_world import NO_JITTER, QUIET, Desk, World, open_world, refused
 from tests.scripted import ScriptedPeer, ScriptedServer, greet_and_serve, watchdog
 from trio_rpc import (
     Backoff,
@@ -28,112 +28,12 @@ from trio_rpc import (
     PoolClosed,
     PoolExhausted,
     PoolLimits,
-    PoolStatistics,
     PoolTimeout,
     RpcError,
     method,
     wire,
 )
 from trio_rpc.testing import Drop, FaultyStream, Freeze, MemoryListener, memory_pipe, no_leaks, open_loopback
-
-QUIET = trio_rpc.Heartbeat(interval=None)
-NO_JITTER = Backoff(jitter=0)
-
-
-class Desk:
-    """Serves, and keeps count of what it does at once."""
-
-    def __init__(self) -> None:
-        self.order: list[Any] = []
-        self.running = self.peak = self.stopped = 0
-
-    @method
-    async def echo(self, value: Any) -> Any:
-        self.order.append(value)
-        return value
-
-    @method
-    async def hold(self, seconds: float) -> float:
-        self.running += 1
-        self.peak = max(self.peak, self.running)
-        try:
-            await trio.sleep(seconds)
-        except trio.Cancelled:
-            self.stopped += 1
-            raise
-        finally:
-            self.running -= 1
-        return seconds
-
-    @method
-    async def count(self, upto: int) -> AsyncGenerator[int, None]:
-        for number in range(upto):
-            yield number
-
-
-class Dialler:
-    """Connects to a listener in `takes` seconds, or fails the way it is told to; notes when it was asked."""
-
-    def __init__(self, listener: MemoryListener, takes: float = 0.0, *errors: Exception) -> None:
-        self.listener = listener
-        self.takes = takes
-        self.errors = deque(errors)
-        self.failing: Exception | None = None
-        self.at: list[float] = []
-
-    async def dial(self) -> trio.abc.Stream:
-        self.at.append(trio.current_time())
-        await trio.sleep(self.takes)
-        if self.errors:
-            raise self.errors.popleft()
-        if self.failing is not None:
-            raise self.failing
-        return await self.listener.connect()
-
-
-@attrs.define
-class World:
-    pool: trio_rpc.Pool
-    desk: Desk
-    dialler: Dialler
-    server: trio_rpc.Server
-
-    @property
-    def stub(self) -> Desk:
-        return self.pool.stub(Desk)
-
-    @property
-    def stats(self) -> PoolStatistics:
-        return self.pool.statistics()
-
-
-@asynccontextmanager
-async def open_world(
-    takes: float = 0.0,
-    *errors: Exception,
-    heartbeat: trio_rpc.Heartbeat = QUIET,
-    faults: tuple[Any, ...] = (),
-    credentials: Any = None,
-    **limits: Any,
-) -> AsyncIterator[World]:
-    """A server and a pool; the pool's limits are given by name, without jitter unless asked for."""
-    listener = MemoryListener(wrap=lambda stream: FaultyStream(stream, *faults) if faults else stream)
-    desk, dialler = Desk(), Dialler(listener, takes, *errors)
-    limits.setdefault("connect_backoff", NO_JITTER)
-    async with (
-        watchdog(),
-        trio_rpc.open_server(desk, listener, heartbeat=QUIET) as server,
-        trio_rpc.open_pool(
-            dialler.dial, limits=PoolLimits(**limits), heartbeat=heartbeat, credentials=credentials
-        ) as pool,
-    ):
-        yield World(pool, desk, dialler, server)
-
-
-async def refused() -> trio.abc.Stream:
-    """A target at which nobody listens."""
-    raise ConnectError("connection refused")
-
 
 # -- opening and growing -----------------------------------------------------------------------------------------------
 
@@ -398,7 +298,7 @@ async def test_credentials_are_asked_for_at_each_dial(autojump_clock: MockClock)
             raise answer
         return answer
 
-    async with open_world(credentials=credentials) as world:
+    async with open_world(options={"credentials": credentials}) as world:
         assert await world.stub.echo(1) == 1
         assert world.stats.connect_errors == 1
         assert not answers
@@ -881,6 +781,7 @@ async def test_statistics_of_a_short_life(autojump_clock: MockClock) -> None:
             await world.stub.hold(60)
         await trio.sleep(1)
         assert attrs.asdict(world.stats) == {
+            "endpoints": 1,
             "connections": 1,
             "idle": 1,
             "busy": 0,
@@ -898,6 +799,8 @@ async def test_statistics_of_a_short_life(autojump_clock: MockClock) -> None:
             "usage_seconds": 1.0,
             "errors": 1,
             "retries": 0,
+            "hedges": 0,
+            "throttled": 0,
             "timeouts": 0,
             "exhausted": 0,
             "late_replies": 0,

@@ -69,14 +69,14 @@ IN_TURN = {
     "a connection with one call": Path(
         visits,
         20,
-        Work(steps=9, tasks=2, scopes=3, receives=2, sends=2, others=5, readings=17),
+        Work(steps=9, tasks=2, scopes=3, receives=2, sends=2, others=5, readings=16),
         Work(steps=5, tasks=1, scopes=2, receives=3, sends=2, others=5, readings=9),
         "a pool's timer and its connection there, a connection here, each with its nursery; HELLOs, a call, the end",
     ),
     "a connection with one idempotent call": Path(
         early_visits,
         20,
-        Work(steps=8, tasks=2, scopes=3, receives=1, sends=1, others=5, readings=18),
+        Work(steps=8, tasks=2, scopes=3, receives=1, sends=1, others=5, readings=16),
         Work(steps=4, tasks=1, scopes=2, receives=2, sends=1, others=5, readings=8),
         "the request goes with the one HELLO, the result with the other",
     ),

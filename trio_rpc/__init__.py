@@ -1,8 +1,8 @@
 """trio_rpc: cancel scopes, deadlines, errors and backpressure that cross the network.
 
 Layout: every module that begins with an underscore is private, and this page is the front door. The namespaces beside
-it are `trio_rpc.codecs` (more codecs), `trio_rpc.testing` (the test kit) and `trio_rpc.wire` (the protocol without
-I/O).
+it are `trio_rpc.codecs` (more codecs), `trio_rpc.resolvers` (where endpoints come from), `trio_rpc.health`,
+`trio_rpc.testing` (the test kit) and `trio_rpc.wire` (the protocol without I/O).
 """
 
 import logging as _logging
@@ -10,15 +10,26 @@ import logging as _logging
 from . import _local as _local  # Gives @method objects their local call interface.
 from ._call import Call as Call, Handler as Handler, Interceptor as Interceptor, Reply as Reply
 from ._config import (
+    AdaptiveLimit as AdaptiveLimit,
     Backoff as Backoff,
+    CircuitBreaker as CircuitBreaker,
     Heartbeat as Heartbeat,
+    HedgePolicy as HedgePolicy,
+    LeastInFlight as LeastInFlight,
+    OutlierEjection as OutlierEjection,
     PoolLimits as PoolLimits,
+    PowerOfTwo as PowerOfTwo,
+    RetryBudget as RetryBudget,
     RetryPolicy as RetryPolicy,
+    RetryThrottle as RetryThrottle,
+    RoundRobin as RoundRobin,
     ServerLimits as ServerLimits,
 )
 from ._context import CallContext as CallContext, current_call as current_call
 from ._contract import method as method, service as service
+from ._endpoint import Endpoint as Endpoint
 from ._errors import (
+    CircuitOpen as CircuitOpen,
     Code as Code,
     CodecError as CodecError,
     ConnectError as ConnectError,
@@ -45,9 +56,15 @@ from ._errors import (
     Unauthenticated as Unauthenticated,
     Unimplemented as Unimplemented,
 )
+from ._fanout import (
+    call_all as call_all,
+    first_success as first_success,
+    gather as gather,
+    quorum as quorum,
+)
 from ._open_pool import open_connection as open_connection, open_pool as open_pool, run_pool as run_pool
 from ._peer import Peer as Peer
-from ._pool import Pool as Pool
+from ._pool import EndpointTarget as EndpointTarget, Pool as Pool
 from ._serve import (
     open_server as open_server,
     serve as serve,
@@ -55,27 +72,43 @@ from ._serve import (
     serve_stream as serve_stream,
 )
 from ._server import Server as Server
-from ._statistics import PoolStatistics as PoolStatistics, ServerStatistics as ServerStatistics
+from ._statistics import (
+    Connectivity as Connectivity,
+    EndpointStatistics as EndpointStatistics,
+    PoolEvent as PoolEvent,
+    PoolStatistics as PoolStatistics,
+    ServerStatistics as ServerStatistics,
+)
 from ._streams import ReceiveStream as ReceiveStream
 from ._util import fixup_module_metadata as _fixup_module_metadata
 
 __all__ = [
+    "AdaptiveLimit",
     "Backoff",
     "Call",
     "CallContext",
+    "CircuitBreaker",
+    "CircuitOpen",
     "Code",
     "CodecError",
     "ConnectError",
     "ConnectionFailed",
     "ConnectionLost",
+    "Connectivity",
     "DecodeError",
     "Draining",
     "EncodeError",
+    "Endpoint",
+    "EndpointStatistics",
+    "EndpointTarget",
     "Handler",
     "Heartbeat",
+    "HedgePolicy",
     "Interceptor",
     "InvalidArgument",
+    "LeastInFlight",
     "LocalProtocolError",
+    "OutlierEjection",
     "Overloaded",
     "Peer",
     "PeerUnresponsive",
@@ -83,10 +116,12 @@ __all__ = [
     "Pool",
     "PoolClosed",
     "PoolError",
+    "PoolEvent",
     "PoolExhausted",
     "PoolLimits",
     "PoolStatistics",
     "PoolTimeout",
+    "PowerOfTwo",
     "ProtocolError",
     "ReceiveStream",
     "Refused",
@@ -94,18 +129,25 @@ __all__ = [
     "RemoteError",
     "RemoteProtocolError",
     "Reply",
+    "RetryBudget",
     "RetryPolicy",
+    "RetryThrottle",
+    "RoundRobin",
     "RpcError",
     "Server",
     "ServerLimits",
     "ServerStatistics",
     "Unauthenticated",
     "Unimplemented",
+    "call_all",
     "current_call",
+    "first_success",
+    "gather",
     "method",
     "open_connection",
     "open_pool",
     "open_server",
+    "quorum",
     "run_pool",
     "serve",
     "serve_listeners",

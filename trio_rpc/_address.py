@@ -81,15 +81,21 @@ class Address:
         return "\0" + self.path[1:] if self.path.startswith("@") else self.path
 
 
-async def dial(address: Address, ssl_context: ssl.SSLContext | None) -> trio.abc.Stream:
-    """Open a transport: name, TCP and TLS. Raises ConnectError. The caller bounds the time."""
+async def dial(address: Address, ssl_context: ssl.SSLContext | None, hostname: str | None = None) -> trio.abc.Stream:
+    """Open a transport: name, TCP and TLS. Raises ConnectError. The caller bounds the time.
+
+    A name that stands for several addresses is tried by happy eyeballs (RFC 6555, as Trio does it): the next address
+    when one has failed, or has not answered for 250 ms; the first that answers is taken.
+
+    `hostname` is what a certificate is checked against; without it, the host of the address.
+    """
     if address.scheme == "tls" and ssl_context is None:
         ssl_context = ssl.create_default_context()
     try:
         stream = await _connect(address)
     except OSError as exc:
         raise ConnectError(f"cannot connect to {address}: {_reason(exc)}", peer=str(address)) from exc
-    return stream if ssl_context is None else await _secure(stream, address, ssl_context)
+    return stream if ssl_context is None else await _secure(stream, address, ssl_context, hostname)
 
 
 async def _connect(address: Address) -> SocketStream:
@@ -139,13 +145,16 @@ async def _connect_at_once(family: socket.AddressFamily, address: Address) -> So
         raise
 
 
-async def _secure(stream: SocketStream, address: Address, context: ssl.SSLContext) -> trio.SSLStream[SocketStream]:
+async def _secure(
+    stream: SocketStream, address: Address, context: ssl.SSLContext, hostname: str | None
+) -> trio.SSLStream[SocketStream]:
     try:
-        return await start_tls(stream, context, hostname=address.host or None)
+        return await start_tls(stream, context, hostname=hostname or address.host or None)
     except BaseException as exc:
         stream.close()
         if isinstance(exc, trio.BrokenResourceError | trio.ClosedResourceError):
-            text = f"TLS with {address} failed: {why(exc)}"
+            name = str(address) if hostname is None else f"{address} ({hostname})"
+            text = f"TLS with {name} failed: {why(exc)}"
             raise ConnectError(text, peer=str(address), permanent=is_final(exc)) from exc
         raise
 

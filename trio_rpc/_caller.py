@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -18,16 +18,18 @@ import trio
 from trio import current_effective_deadline, current_time
 from trio.lowlevel import checkpoint, checkpoint_if_cancelled
 
+from ._budget import Budget
 from ._call import Call, Interceptor, Reply, compose
 from ._calls import Outgoing
-from ._config import Limits, RetryPolicy
+from ._config import HedgePolicy, Limits, RetryPolicy
 from ._connection import Connection
 from ._context import CURRENT
 from ._contract import Shape
-from ._errors import DecodeError, RpcError
+from ._errors import ConnectError, DecodeError, RpcError
+from ._hedging import HedgedCall
 from ._methods import RemoteMethod, untyped
 from ._options import CallOptions
-from ._outcomes import error_of, expired_remotely
+from ._outcomes import error_of, expired_remotely, has_own_end
 from ._placement import Route
 from ._scope import hidden_nursery
 from ._statistics import CallerCounters
@@ -35,8 +37,8 @@ from ._streaming import Feeder, StreamCall
 from ._timer import Timer
 from ._trial import Trial
 from ._util import locate
-from ._waiting import Attempt, WaitingLine
-from .wire import LEAST_FRAME_SIZE, Bytes, ErrorReceived, Metadata, Outcome, ResponseReceived
+from ._waiting import Attempt
+from .wire import LEAST_FRAME_SIZE, Bytes, Metadata, ResponseReceived
 
 __all__ = ["Caller"]
 
@@ -50,7 +52,7 @@ class Caller:
     """Makes the calls of a pool or of a peer, in all four shapes.
 
     `pick(route)` gives a connection with a free place for one who has not waited, or None, and raises PoolClosed once
-    there will be none any more; `wanted()` is told that somebody has joined the line.
+    there will be none any more; `join(attempt)` puts one who has to wait into a line, or raises.
     """
 
     def __init__(
@@ -58,37 +60,42 @@ class Caller:
         *,
         describe: Callable[[], str],
         pick: Callable[[Route | None], Connection | None],
-        wanted: Callable[[], object],
+        join: Callable[[Attempt], object],
         codec: str,
         timer: Timer,
-        line: WaitingLine,
         retry: RetryPolicy,
+        hedge: HedgePolicy | None = None,
         limits: Limits,
         acquire_timeout: float | None,
         metadata: Metadata | None = None,
         interceptors: Sequence[Interceptor] = (),
         rng: Callable[[], float] = random.random,
+        counters: CallerCounters | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self._describe = describe
-        self._pick = pick
-        self._wanted = wanted
+        self.pick = pick
+        self.join = join
         self.codec = codec
-        self.counters: CallerCounters = CallerCounters()
+        self.counters: CallerCounters = CallerCounters() if counters is None else counters
         self.timer = timer
-        self.line = line
         self.stream_limits: tuple[int, int] = (limits.stream_window, limits.stream_window_items)
         self._interceptors = tuple(interceptors)
-        self.unary: Unary = partial(self._intercepted, self._unary) if interceptors else self._unary
+        unary: Unary = self._unary if retry.throttle is None else self._throttled
+        self.unary: Unary = partial(self._intercepted, unary) if interceptors else unary
         """One request, one result."""
+        self.budget: Budget = Budget(retry.budget, retry.throttle) if budget is None else budget
+        """What retries and hedges may cost, whatever policy a stub has."""
         self.options: CallOptions = CallOptions(
             metadata=dict(metadata or {}),
             retry=retry,
+            hedge=hedge,
             cancel_wait=limits.cancel_wait,
             acquire_timeout=acquire_timeout,
         )
         self._untyped: dict[tuple[str, Shape], RemoteMethod] = {}
-        self.restarting: dict[StreamCall, None] = {}
-        """Streams between two attempts, in order."""
+        self.restarting: dict[StreamCall | HedgedCall, None] = {}
+        """What nobody awaits as a whole, between two attempts; in order."""
         self.rng = rng
 
     def __repr__(self) -> str:
@@ -106,17 +113,22 @@ class Caller:
     async def _unary(
         self, method: RemoteMethod, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
     ) -> Any:
+        # With a key it would run again at another server, which does not know the key, and join itself at the same one.
+        if options.hedge is not None and method.idempotent and options.idempotency_key is None:
+            return await self._hedged(method, args, kwargs, options, options.hedge)
         payload, blobs = method.encode(args, kwargs)
         self.counters.requests += 1
         trial: Trial | None = None
+        route = None if options.routing_key is None else Route(options.routing_key)
         while True:
             deadline, now = current_effective_deadline(), current_time()
             if deadline <= now:
                 await checkpoint()  # The deadline has passed: Trio says so, and nothing is sent.
             try:
-                connection = self._pick(None)
-                if connection is None:
-                    attempt = self._attempt(method, payload, blobs, options, deadline, early=trial is None)
+                if trial is not None:
+                    call = await self._begin(self._attempt(method, payload, blobs, options, deadline, trial), trial)
+                elif (connection := self.pick(route)) is None:
+                    attempt = self._attempt(method, payload, blobs, options, deadline, early=True)
                     call = await self._wait_in_line(attempt)
                 else:  # What an attempt's `start` does, without the attempt.
                     parent = CURRENT.get(None)
@@ -125,21 +137,45 @@ class Caller:
                     )
             except RpcError as exc:
                 trial = trial or Trial(self, method, options)
-                raise trial.final(exc)  # noqa: B904 - the same error
+                raise trial.final(exc)  # noqa: B904 - the same error, or the one that it came after
             await call.wait()
             plain = type(call.terminal) is ResponseReceived and not call.terminal.metadata
             error = None if plain else self._error(call, method, options)
             if error is None:
-                return self._result(method, call)
+                return self.result(method, call)
             if expired_remotely(call):
                 await trio.sleep_until(call.deadline)  # The caller's own scope fires; else its deadline has moved.
             trial = trial or Trial(self, method, options)
-            await trial.again(error, deadline)
+            await trial.again(error, call)
+
+    async def _hedged(
+        self,
+        method: RemoteMethod,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+        policy: HedgePolicy,
+    ) -> Any:
+        payload, blobs = method.encode(args, kwargs)
+        self.counters.requests += 1
+        deadline = current_effective_deadline()
+        if deadline <= current_time():
+            await checkpoint()
+        attempt = self._attempt(method, payload, blobs, options, deadline, early=True)
+        return await HedgedCall(self, method, options, policy).run(attempt)
+
+    async def _throttled(
+        self, method: RemoteMethod, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
+    ) -> Any:
+        result = await self._unary(method, args, kwargs, options)
+        self.budget.note_success()
+        return result
 
     async def client_stream(
         self, method: RemoteMethod, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
     ) -> Any:
         """A stream of items there, one result back."""
+        _refuse_key(method, options)
         if self._interceptors:
             return await self._intercepted(self._client_stream, method, args, kwargs, options)
         return await self._client_stream(method, args, kwargs, options)
@@ -158,20 +194,24 @@ class Caller:
                 while True:
                     await checkpoint_if_cancelled()
                     deadline = current_effective_deadline()
-                    attempt = self._attempt(method, payload, blobs, options, deadline, streaming=True)
+                    attempt = self._attempt(method, payload, blobs, options, deadline, trial, streaming=True)
                     attempt.on_start = feeder.attach
-                    call = await self._begin(attempt, trial)
+                    try:
+                        call = await self._begin(attempt, trial)
+                    except RpcError as exc:
+                        raise trial.final(exc)  # noqa: B904 - the same error
                     await call.wait()
                     if feeder.error is not None:
                         break
                     error = self._error(call, method, options)
                     if error is None:
-                        return self._result(method, call)
+                        self.budget.note_success()
+                        return self.result(method, call)
                     if expired_remotely(call):
                         await trio.sleep_until(call.deadline)
                     if feeder.taken:
                         raise trial.final(error)
-                    await trial.again(error, attempt.deadline)
+                    await trial.again(error, call)
             assert feeder.error is not None
             raise feeder.error
 
@@ -179,12 +219,14 @@ class Caller:
         self, method: RemoteMethod, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
     ) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[Any]]:
         """One request, a stream of items back."""
+        _refuse_key(method, options)
         return self._stream(method, args, kwargs, options, None)
 
     def bidi(
         self, method: RemoteMethod, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions
     ) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[Any]]:
         """A stream of items each way."""
+        _refuse_key(method, options)
         args, kwargs, items = method.split(args, kwargs)
         return self._stream(method, args, kwargs, options, Feeder(method, items))
 
@@ -261,67 +303,72 @@ class Caller:
         blobs: Sequence[Bytes],
         options: CallOptions,
         deadline: float,
+        trial: Trial | None = None,
         *,
         streaming: bool = False,
         early: bool = False,
     ) -> Attempt:
+        """One attempt; `trial` has seen those before it. `early`: it may go with our HELLO, if nothing else forbids."""
+        if trial is not None:
+            route = trial.route
+        else:
+            route = None if options.routing_key is None else Route(options.routing_key)
         return Attempt(
             method.block,
             payload,
             blobs,
             deadline,
-            options.metadata,
+            options.metadata if trial is None else trial.metadata(),
             options.cancel_wait,
-            streaming,
-            None,
-            options.patience,
-            CURRENT.get(None),
-            early and method.idempotent and _may_be_early(method, payload, blobs, options),
+            streaming=streaming,
+            acquire_timeout=options.patience,
+            fail_fast=options.wait_for_ready is False,
+            priority=options.priority,
+            route=route,
+            parent=CURRENT.get(None),
+            early=early and method.idempotent and _may_be_early(method, payload, blobs, options),
         )
 
     async def _begin(self, attempt: Attempt, trial: Trial) -> Outgoing:
-        """Start now if there is a place, else wait for one."""
-        try:
-            connection = self._pick(attempt.route)
-            if connection is not None:
-                return attempt.start(connection, current_time())
-            return await self._wait_in_line(attempt)
-        except RpcError as exc:
-            raise trial.final(exc)  # noqa: B904 - the same error
+        """Start now if there is a place, else wait for one; and wait for the end of a call that had to wait."""
+        connection = None
+        if trial.back is not None:
+            with suppress(ConnectError):  # It is no endpoint any more.
+                connection = self.pick(trial.back)
+        if connection is None:
+            connection = self.pick(attempt.route)
+        if connection is not None:
+            return attempt.start(connection, current_time())
+        return await self._wait_in_line(attempt)
 
     async def _wait_in_line(self, attempt: Attempt) -> Outgoing:
-        self.join_line(attempt)
-        return await self.line.wait(attempt)
+        self.join(attempt)
+        return await attempt.wait()
 
     def submit(self, attempt: Attempt) -> None:
         """Start now if there is a place, else join the line; for attempts that nobody awaits."""
-        connection = self._pick(attempt.route)
+        connection = self.pick(attempt.route)
         if connection is not None:
             attempt.start(connection, current_time())
         else:
-            self.join_line(attempt)
-
-    def join_line(self, attempt: Attempt) -> None:
-        """Wait for a place. Raises PoolExhausted, or PoolClosed."""
-        self.line.join(attempt)
-        self._wanted()
+            self.join(attempt)
 
     def _error(self, call: Outgoing, method: RemoteMethod, options: CallOptions) -> BaseException | None:
         """What the call is to raise: the terminal frame decides, then a cancellation that was waiting for it."""
-        terminal = call.terminal
-        if terminal is not None and terminal.metadata and options.reply_metadata is not None:
-            options.reply_metadata.update(terminal.metadata)
-        if type(terminal) is ResponseReceived:
+        self.take_metadata(call, options)
+        if type(call.terminal) is ResponseReceived:
             return None
-        own_failure = isinstance(terminal, ErrorReceived) and terminal.outcome is Outcome.FAILED
-        if call.cancelled is not None and not own_failure:
+        if call.cancelled is not None and not has_own_end(call):
             raise call.cancelled
-        error = error_of(call, method.failures)
-        if isinstance(error, DecodeError):
-            locate(error, method.name)
-        return error
+        return error_of(call, method)
 
-    def _result(self, method: RemoteMethod, call: Outgoing) -> Any:
+    def take_metadata(self, call: Outgoing, options: CallOptions) -> None:
+        """Give the caller what came with the call's end, if it has asked for that."""
+        if call.terminal is not None and call.terminal.metadata and options.reply_metadata is not None:
+            options.reply_metadata.update(call.terminal.metadata)
+
+    def result(self, method: RemoteMethod, call: Outgoing) -> Any:
+        """What the handler returned. Raises DecodeError."""
         terminal = call.terminal
         assert type(terminal) is ResponseReceived
         try:
@@ -335,6 +382,14 @@ class Caller:
         """Count a call that ends with `error`."""
         self.counters.errors += 1
         return error
+
+
+def _refuse_key(method: RemoteMethod, options: CallOptions) -> None:
+    if options.idempotency_key is not None:
+        raise TypeError(
+            f"{method.name} is a stream, and an idempotency key is for unary methods: what a server keeps for a second "
+            "call is one result. Make the call by a stub without idempotency_key"
+        )
 
 
 def _may_be_early(method: RemoteMethod, payload: bytes, blobs: Sequence[Bytes], options: CallOptions) -> bool:

@@ -6,7 +6,7 @@ Invariants:
    end). So a late reply is told from an invented one, and an id is never reused.
 2. Whatever ends a call does so exactly once, synchronously: `Outgoing.finish`, `Connection._end_serving`.
 3. A Cancelled is captured when Trio delivers it and raised again, the same object, once the remote handler's end is
-   known or `cancel_wait` has passed. It is never made here and never lost.
+   known or `cancel_wait` has passed; at once if its reason is LOST_RACE. It is never made here and never lost.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
+from ._admission import Place
 from ._context import CURRENT, CallContext
 from ._crew import Estimate
 from ._errors import Code, RpcError
@@ -28,10 +29,18 @@ from .wire import Data, EndReceived, ErrorReceived, Outcome, RequestReceived, Re
 if TYPE_CHECKING:
     from ._connection import Connection
 
-__all__ = ["Incoming", "Outgoing", "Served"]
+__all__ = ["LOST_RACE", "Incoming", "Outgoing", "Served"]
 
 NESTED_SHARE = 0.8
 """How much of its caller's `cancel_wait` a cancelled handler may spend on joining its own calls."""
+
+LOST_RACE = "another call has won the race"
+"""Reason for `CancelScope.cancel` around calls whose results nobody needs any more: their tasks go on at once.
+
+The handlers are stopped all the same. The calls keep their places until they have ended or `cancel_wait` has passed, so
+it is the pool that joins them; a winner need not wait for the slowest loser. Scopes inside of the cancelled one, and
+calls nested in it, have the same reason from Trio.
+"""
 
 Terminal = ResponseReceived | EndReceived | ErrorReceived
 
@@ -115,6 +124,8 @@ class Outgoing:
     def wait(self) -> Awaitable[object]:
         """Park until the call has ended, or until nobody need wait for it. To be awaited at once.
 
+        What was cancelled by then is in `cancelled`, for the awaiting task to raise if there is nothing else to tell.
+
         Raises only what Trio delivers at once: Cancelled for a call taken back unsent or not to be joined, and
         KeyboardInterrupt.
         """
@@ -128,10 +139,11 @@ class Outgoing:
         task, self.task = self.task, None  # What succeeds here is rescheduled by Trio, and must not be by us.
         if self.connection.withdraw(self):
             return Abort.SUCCEEDED
+        joined = True
         try:
             raise_cancel()
         except trio.Cancelled as exc:
-            self.cancelled = exc
+            self.cancelled, joined = exc, exc.reason != LOST_RACE
         except BaseException:
             # KeyboardInterrupt: somebody wants out, now. The handler is told, and not waited for.
             self.stop(wait=0.0)
@@ -139,7 +151,11 @@ class Outgoing:
         self.stop()
         if self.orphan:
             return Abort.SUCCEEDED
-        self.task = task
+        if joined:
+            self.task = task
+        elif task is not None:
+            # Woken, and not aborted: what the block of a stream raises must not be hidden by a Cancelled out of its end.
+            reschedule(task)
         return Abort.FAILED
 
     def stop(self, *, leaving: bool = False, wait: float | None = None) -> None:
@@ -206,6 +222,8 @@ class Served(Protocol):
     """What a served method needs to be: made by the dispatch, known to the connection by these verbs alone."""
 
     estimate: Estimate
+    limit: float | None
+    """How many of its calls may run at once, if it has a limit of its own; `inf` if none of any kind applies to it."""
 
     def start(self, call: Incoming) -> Coroutine[Any, Any, Any]:
         """Decode the arguments and make the handler's coroutine. What it raises did not run."""
@@ -244,13 +262,16 @@ class Incoming:
         "method",
         "outbound",
         "payload",
+        "place",
         "scope",
         "served",
         "started",
     )
 
-    def __init__(self, connection: Connection, served: Served, request: RequestReceived) -> None:
+    def __init__(self, connection: Connection, served: Served, request: RequestReceived, place: Place) -> None:
         self.connection: Connection = connection
+        self.place: Place | None = place
+        """Its share of the server's limits, until the handler has ended."""
         self.served: Served = served
         self.estimate: Estimate = served.estimate
         self.id: int = request.id
@@ -321,6 +342,7 @@ class Incoming:
             self.cancelled()
             return None
         if self.expires != math.inf and self.expires <= trio.current_time():
+            self.connection.counters.expired += 1
             self.connection.send_error(
                 self, Code.DEADLINE_EXCEEDED, Outcome.EXPIRED, "the deadline had passed on arrival"
             )
@@ -337,12 +359,15 @@ class Incoming:
 
     def succeed(self, value: Any) -> None:
         """The handler returned."""
-        if not self.ended:
+        if self.ended:
+            self.cut_off()
+        else:
             self.served.succeed(self, value)
 
     def fail(self, exc: BaseException) -> None:
         """The handler raised."""
         if self.ended:
+            self.cut_off()
             self.served.note_late_failure(self, exc)
         else:
             self.served.fail(self, exc, started=True)
@@ -350,6 +375,7 @@ class Incoming:
     def cancelled(self) -> None:
         """The handler ended by its scope's cancellation: say whose wish that was."""
         if self.ended:
+            self.cut_off()
             return
         if self.by_caller:
             self.connection.send_error(self, Code.CANCELLED, Outcome.CANCELLED, "cancelled by the caller")
@@ -362,6 +388,12 @@ class Incoming:
             self.connection.send_error(
                 self, Code.DEADLINE_EXCEEDED, Outcome.EXPIRED, "the caller's deadline has passed"
             )
+
+    def cut_off(self) -> None:
+        """The connection was lost first. Only now is the place free: else one could pile handlers up by reconnecting."""
+        place, self.place = self.place, None
+        if place is not None:
+            place.leave(None)
 
     # -- what the connection does with it --------------------------------------------------------------------------
 

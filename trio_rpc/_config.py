@@ -7,7 +7,7 @@ the source of its default: `describe(PoolLimits)` yields the rows that the refer
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 import attrs
@@ -123,6 +123,10 @@ class RetryBudget:
     window: float = _setting(10.0, "How long a deposit can be drawn on (Finagle: 10 s).", above=0)
 
 
+def _codes(codes: Iterable[Code]) -> frozenset[Code]:
+    return frozenset(codes)
+
+
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
     """Retries of `idempotent=True` methods after failures that may have run.
@@ -141,7 +145,7 @@ class RetryPolicy:
     )
     codes: frozenset[Code] = attrs.field(
         default=frozenset({Code.UNAVAILABLE}),
-        converter=frozenset,
+        converter=_codes,
         validator=attrs.validators.deep_iterable(attrs.validators.instance_of(Code)),
         metadata={"doc": "Codes of handlers' own failures that are worth another attempt.", "off": False},
     )
@@ -189,7 +193,8 @@ class PowerOfTwo:
     """Balance by the better of two random endpoints: fewer calls under way times a peak-sensitive average of latency.
 
     Finagle's and Linkerd's P2C with peak EWMA: a slower answer than the average replaces it at once, faster ones
-    lower it slowly. A failure counts as an answer that took `failure_penalty`, so that fast errors attract nothing.
+    lower it slowly. A failure counts as an answer that took `failure_penalty`, so that fast errors attract nothing;
+    single ones raise the average slowly too, five in a row at once.
     """
 
     decay: float = _setting(10.0, "Time in which an old latency fades to 1/e (Finagle, Linkerd: 10 s).", above=0)
@@ -255,7 +260,9 @@ class AdaptiveLimit:
     """A limit on handlers at once that follows the latency (Netflix's Gradient2).
 
     `new = limit * gradient + queue`, with `gradient = max(0.5, min(1, tolerance * long / short))` of the long-term and
-    the latest latency, smoothed; no change while less than half of the limit is in use.
+    the latest latency, smoothed; no change while less than half of the limit is in use. The latest latency is the mean
+    of a tenth of a second and of ten calls, at least. The long-term one learns nothing while the limit is reached: it
+    is measured anew then, once in a `window`, with few calls at a time.
     """
 
     initial: int = _setting(20, "The limit at first (Gradient2: 20).", at_least=1)
@@ -264,7 +271,9 @@ class AdaptiveLimit:
     tolerance: float = _setting(1.5, "Growth of latency that is taken for normal (Gradient2: 1.5).", at_least=1)
     smoothing: float = _setting(0.2, "Weight of a new estimate of the limit (Gradient2: 0.2).", above=0, at_most=1)
     queue: int = _setting(4, "How far the limit may grow at a time (Gradient2: 4).", at_least=1)
-    window: int = _setting(600, "Samples that the long-term latency averages (Gradient2: 600).", at_least=1)
+    window: int = _setting(
+        600, "Tenths of a second that the long-term latency looks back (Gradient2: 600 samples).", at_least=1
+    )
 
     def __attrs_post_init__(self) -> None:
         if not self.minimum <= self.initial <= self.maximum:
@@ -325,6 +334,14 @@ class PoolLimits(Limits):
     )
     connect_timeout: float | None = _setting(5.0, "Name, TCP, TLS and HELLO together.", above=0, off=True)
     acquire_timeout: float | None = _setting(10.0, "Longest wait for a place before PoolTimeout.", at_least=0, off=True)
+    spread: bool = attrs.field(
+        default=True,
+        validator=attrs.validators.instance_of(bool),
+        metadata={
+            "doc": "Calls go where the fewest are; False: to the oldest connection with a place, so that the others can age.",
+            "off": False,
+        },
+    )
     priorities: int = _setting(
         8, "Classes in the line: 0 is served first, and who names none is in the last.", at_least=1
     )
@@ -360,6 +377,11 @@ class PoolLimits(Limits):
         if self.min_connections > self.max_connections:
             raise ValueError(
                 f"min_connections={self.min_connections} is above max_connections={self.max_connections}: raise the one or lower the other"
+            )
+        if self.validate_after is not None and (self.acquire_timeout or math.inf) <= self.validate_timeout:
+            raise ValueError(
+                f"validate_timeout={self.validate_timeout:g} is not below acquire_timeout={self.acquire_timeout:g}: "
+                "a call would give up before it could go elsewhere"
             )
 
 

@@ -18,13 +18,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
 from typing import Any
 
 import trio
 
+from ._admission import Admission, Place
 from ._calls import Incoming, Outgoing, Served
 from ._config import Heartbeat, Limits
 from ._context import CallContext
@@ -41,7 +42,7 @@ from ._outbox import FULL, Outbox
 from ._sockets import SocketStream
 from ._statistics import ConnectionCounters
 from ._streams import ReceiveStream
-from ._timer import Timer
+from ._timer import Moment, Timer
 from ._util import locate
 from ._watch import Watch
 from .wire import (
@@ -77,6 +78,8 @@ DEADLINE_STEP = 0.01
 be set anew for each of them, at 1.5 us each time."""
 SLICE_SIZE = 16 * 1024
 """What a stream that is no socket is given at once: one TLS record, 2 s on a link of 8 KiB/s."""
+SETTLE_TIME = 1.0
+"""The longest wait, in seconds, for the answer to a drain's PING; two round trips, if these take longer."""
 QUEUE_FACTOR = 4
 """Requests refused as Overloaded without a pause, or refused and not read, in units of `max_in_flight`, before the
 connection is closed: an honest peer keeps to the limit it was told."""
@@ -87,6 +90,7 @@ class Connection:
 
     __slots__ = (
         "__weakref__",
+        "_admission",
         "_crew",
         "_crowd",
         "_early",
@@ -102,6 +106,8 @@ class Connection:
         "_peer",
         "_quiet",
         "_scope",
+        "_settled",
+        "_settling",
         "_watch",
         "address",
         "base_context",
@@ -114,8 +120,10 @@ class Connection:
         "limits",
         "make_peer",
         "max_calls",
+        "observe",
         "opened_at",
         "outbox",
+        "party",
         "principal",
         "protocol",
         "remote",
@@ -132,8 +140,17 @@ class Connection:
     _scope: trio.CancelScope | None
     _nursery: trio.Nursery | None
     _quiet: trio.lowlevel.ParkingLot | None
+    _settling: Moment | None
+    """When the second GOAWAY goes out at the latest; None before the first and after the second."""
     _early: list[Event] | None
     """Events that came right behind the HELLO."""
+    make_peer: Callable[[Connection], Any] | None
+    """Makes what handlers see as their caller, when one asks for it."""
+    principal: Any
+    """Who the peer has shown to be."""
+    party: Hashable
+    """Whom the peer's calls are counted for, where a limit is each caller's own."""
+    _peer: Any
     _now: float
     """When the bytes arrived that are being acted on."""
     _freed: int
@@ -154,6 +171,7 @@ class Connection:
         counters: ConnectionCounters,
         address: str,
         max_deadline: float | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.remote: Hello = protocol.local
         """What the peer said of itself; until it has, what we say."""
@@ -169,11 +187,7 @@ class Connection:
         self.address: str = address
         self.outbox: Outbox = Outbox()
         self.outbox.deadline_of = self._deadline_of
-        self.make_peer: Callable[[Connection], Any] | None = None
-        """Makes what handlers see as their caller, when one asks for it."""
-        self.principal: Any = None
-        """Who the peer has shown to be."""
-        self._peer: Any = None
+        self.make_peer = self.principal = self.party = self._peer = None
         self.calls: dict[int, Outgoing] = {}
         self.serving: dict[int, Incoming] = {}
         now = self._now = trio.current_time()
@@ -185,17 +199,21 @@ class Connection:
         self.going_away: bool = False
         """No further calls of ours: the peer drains, or this connection retires."""
         self.draining: bool = False
-        """No further calls of the peer's: we drain."""
+        """We drain: the peer is to open no further calls. Those that cross the word of it are taken all the same."""
         self.saying_goodbye: bool = False
         """`finish` was called."""
         self.room_watchers: list[Callable[[Connection], object]] = []
         """Told when a call of ours has left its place, and at the end."""
+        self.observe: Callable[[Outgoing], object] | None = None
+        """Told of each call of ours as it leaves its place: it has ended, or was taken back unsent."""
         self._watch = Watch(
-            self.outbox, protocol, timer, heartbeat, write_timeout=limits.write_timeout, evict=self._evict
+            self.outbox, protocol, timer, heartbeat, write_timeout=limits.write_timeout, evict=self.evict
         )
         self._methods = methods
         self._max_deadline = max_deadline
-        self._crew = self._scope = self._nursery = self._quiet = self._early = None
+        self._admission = admission if admission is not None else Admission()
+        self._crew = self._scope = self._nursery = self._quiet = self._early = self._settling = None
+        self._settled = False
         self._excess = self._owed_refusals = self._freed = self._crowd = 0
         self._last_accepted = MAX_ID
         self._goodbye = b""
@@ -227,6 +245,11 @@ class Connection:
     def busy_serving(self) -> bool:
         """True while a call of the peer's runs here, or its request is still arriving in chunks."""
         return bool(self.serving or self.protocol.receiving_requests)
+
+    @property
+    def heard_at(self) -> float:
+        """When the peer last gave a sign of life."""
+        return self._watch.heard_at
 
     @property
     def usable(self) -> bool:
@@ -337,6 +360,7 @@ class Connection:
         self.closed = True
         self.cause = cause
         self._watch.stop()
+        self._forget_settling()
         busy, alone = bool(self.serving), False
         now = trio.current_time()
         calls, self.calls = self.calls, {}
@@ -345,8 +369,12 @@ class Connection:
                 self.counters.orphans -= 1
             self.counters.usage_seconds += now - call.started_at
             call.finish(None, self._lost_error(call, cause))
+            if self.observe is not None:
+                self.observe(call)
         for serving in self.serving.values():
             serving.ended = True
+            if not serving.started:
+                serving.cut_off()
         self.serving.clear()
         self._tell_quiet()
         self.outbox.close()
@@ -364,7 +392,8 @@ class Connection:
                 stream.socket.send(self._goodbye)
         stream.close()
 
-    def _evict(self, text: str) -> None:
+    def evict(self, text: str) -> None:
+        """Give the peer up: it is unresponsive."""
         self.counters.evicted += 1
         log.warning("evicting %s: %s", self.address, text)
         self.lose(PeerUnresponsive(f"the peer is unresponsive: {text}", peer=self.address))
@@ -383,7 +412,7 @@ class Connection:
         assert self._scope is not None
         self.saying_goodbye = self.going_away = True
         if self._methods or self.serving:  # Else the transport's end tells the peer all that there is to tell.
-            self.drain("closing", Code.OK)
+            self.settle("closing", Code.OK)
         if isinstance(self.stream, SocketStream) and self.outbox.idle:
             self._lose_closed()
         else:
@@ -391,8 +420,20 @@ class Connection:
             self.outbox.finish()
 
     async def wait_quiet(self) -> None:
-        """Wait until no call is under way in either direction, apart from orphans, or the connection has ended."""
-        while not self.closed and (self.busy_serving or any(not call.orphan for call in self.calls.values())):
+        """Wait until no call is under way in either direction, apart from orphans, or the connection has ended.
+
+        While it drains, more may come until the second GOAWAY has been sent.
+        """
+        while not self.closed and (
+            self._settling is not None or self.busy_serving or any(not call.orphan for call in self.calls.values())
+        ):
+            if self._quiet is None:
+                self._quiet = trio.lowlevel.ParkingLot()
+            await self._quiet.park()
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection has ended."""
+        while not self.closed:
             if self._quiet is None:
                 self._quiet = trio.lowlevel.ParkingLot()
             await self._quiet.park()
@@ -408,19 +449,51 @@ class Connection:
 
     @trio.lowlevel.enable_ki_protection
     def drain(self, text: str = "draining", code: Code = Code.UNAVAILABLE) -> None:
-        """Take no further requests: GOAWAY. What was accepted goes on.
+        """Have the peer open no further calls, and lose none that it has opened. What was accepted goes on.
+
+        The first GOAWAY says so, and takes nothing back: its last id is the highest there is. A PING follows, which
+        the peer answers behind all requests that it had queued by then. So when the answer comes, all that crossed
+        the GOAWAY is here, and the second one says which was the last. Who does not answer gets it after SETTLE_TIME.
+        """
+        if self.draining or self.closed:
+            return
+        self.draining = True
+        now = trio.current_time()
+        longest = max(SETTLE_TIME, 2 * self._watch.rtt)
+        self._settling = self.timer.at(now + longest, lambda _lateness: self.settle(text, code))
+        self.outbox.cork(now)
+        self.outbox.put_control(self.protocol.goaway(MAX_ID, code, text))
+        self._watch.ping(lambda _rtt: self.settle(text, code))
+        self.outbox.flush()
+
+    @trio.lowlevel.enable_ki_protection
+    def settle(self, text: str = "draining", code: Code = Code.UNAVAILABLE) -> None:
+        """Take no further requests, from now on: the last GOAWAY. What was accepted goes on.
 
         What comes later is refused even while GOAWAY is in the queue: its caller will take it for not run.
         """
-        if not self.draining and not self.closed:
-            self.draining = True
-            self._last_accepted = self.protocol.last_remote_id
-            self.outbox.cork(trio.current_time())
-            self.outbox.put_control(self.protocol.goaway(self._last_accepted, code, text))
-            self.outbox.flush()
+        if self._settled or self.closed:
+            return
+        self.draining = self._settled = True
+        self._forget_settling()
+        self._last_accepted = self.protocol.last_remote_id
+        self.outbox.cork(trio.current_time())
+        self.outbox.put_control(self.protocol.goaway(self._last_accepted, code, text))
+        self.outbox.flush()
+        self._tell_quiet()
+
+    def _forget_settling(self) -> None:
+        if self._settling is not None:
+            self.timer.forget(self._settling)
+            self._settling = None
 
     def stop_serving(self, reason: str) -> None:
-        """Cancel every handler of this connection; each answers its caller with RemoteCancelled."""
+        """Cancel every handler of this connection; each answers its caller with RemoteCancelled.
+
+        Where this connection drains, nothing is accepted from now on, as nobody would stop it any more.
+        """
+        if self.draining:
+            self.settle(reason)
         for call in list(self.serving.values()):
             call.stop(reason)
 
@@ -476,7 +549,8 @@ class Connection:
         exc.peer = self.address
         log.warning("closing the connection to %s: %s", self.address, exc.message[:200])
         if self.outbox.progressed_at is None:  # Else a frame is half written, and nothing can be said any more.
-            self._goodbye = self.protocol.goaway(self.protocol.last_remote_id, Code.INTERNAL, exc.message)
+            last_id = min(self.protocol.last_remote_id, self._last_accepted)  # It never rises.
+            self._goodbye = self.protocol.goaway(last_id, Code.INTERNAL, exc.message)
         cause = ConnectionLost(exc.message, peer=self.address)
         cause.__cause__ = exc
         self.lose(cause)
@@ -487,15 +561,30 @@ class Connection:
         if event.id > self._last_accepted:
             self._refuse(event.id, Code.UNAVAILABLE, "this side is going away")
             return
-        if len(self.serving) >= self.limits.max_in_flight:
+        served = self._methods.get(event.method)
+        if len(self.serving) >= self.limits.max_in_flight and self._is_full(served):
             self._refuse_excess(event.id)
             return
-        served = self._methods.get(event.method)
         if served is None:
             self._refuse(event.id, Code.UNIMPLEMENTED, _unknown(event.method, self._methods))
             return
+        if event.timeout == 0:
+            self.counters.expired += 1
+            self._refuse(event.id, Code.DEADLINE_EXCEEDED, "the deadline had passed on arrival", Outcome.EXPIRED)
+            return
         self._excess = 0
-        call = Incoming(self, served, event)
+        admission = self._admission
+        place: Place = admission
+        if served.limit is None and admission.running < admission.most:
+            admission.running += 1
+        else:
+            found = admission.admit(event.method, served.limit, self.party)
+            if isinstance(found, str):
+                self.counters.refused += 1
+                self._refuse(event.id, Code.RESOURCE_EXHAUSTED, found)
+                return
+            place = found
+        call = Incoming(self, served, event, place)
         self.serving[event.id] = call
         self.counters.served += 1
         self._set_deadline(call, event.timeout)
@@ -506,6 +595,13 @@ class Connection:
             call.inbound.attach(self, event.id)
         assert self._crew is not None
         self._crew.backlog.append(call)
+
+    def _is_full(self, served: Served | None) -> bool:
+        """Whether there are `max_in_flight` calls; those of methods without limits count apart, up to the same number."""
+        most = self.limits.max_in_flight
+        exempt = sum(call.served.limit == math.inf for call in self.serving.values())
+        is_exempt = served is not None and served.limit == math.inf
+        return (exempt if is_exempt else len(self.serving) - exempt) >= most
 
     def _set_deadline(self, call: Incoming, timeout: float | None) -> None:
         if timeout is None and self._max_deadline is None:
@@ -552,6 +648,8 @@ class Connection:
         if self.outbox.large:
             self.outbox.stop_sending(call.id)
         call.finish(event)
+        if self.observe is not None:
+            self.observe(call)
         self._freed += 1
 
     def _on_items(self, event: ItemsReceived) -> None:
@@ -608,7 +706,8 @@ class Connection:
             self._refuse(event.id, Code.CANCELLED, "cancelled by the caller", Outcome.CANCELLED)
 
     def _on_ping(self, event: PingReceived) -> None:
-        self._watch.answer(event.data, self.remote.ping_interval)
+        # To a peer that drains, the answer says that no request is still to come. So it does not overtake any.
+        self._watch.answer(event.data, self.remote.ping_interval, in_turn=self.going_away)
 
     def _on_pong(self, event: PongReceived) -> None:
         self._watch.answered(event.data)
@@ -704,6 +803,9 @@ class Connection:
     def _end_serving(self, call: Incoming) -> None:
         """The handler has ended: only now is its slot free."""
         call.ended = True
+        place, call.place = call.place, None
+        if place is not None:
+            place.leave(call)
         call.coroutine = call.scope = None
         call.context = self.base_context  # Its own one holds the call: a cycle, and work for the garbage collector.
         if call.inbound is not None:
@@ -775,6 +877,8 @@ class Connection:
             call.outbound.stop()  # Its items are still being asked for, and must not be sent without their request.
         call.stopping = True
         del self.calls[call.id]
+        if self.observe is not None:
+            self.observe(call)
         self._tell_room()
         return True
 
@@ -787,6 +891,15 @@ class Connection:
         """Half-close: no more items from the caller's side of this call."""
         if not call.ended and not call.stopping:
             self.outbox.put_message(call.id, (self.protocol.end(call.id), None))
+
+    def ping(self, answered: Callable[[float], object]) -> None:
+        """Ask the peer for a sign of life: `answered(seconds)` is told its round trip; never, if the connection ends first.
+
+        Pings that are asked for while one is under way go out as one behind it, and never more often than any peer
+        allows: about two a second, after the first few.
+        """
+        if not self.closed:
+            self._watch.ping(answered)
 
     def note_orphan(self) -> None:
         """A call was given up whose handler has not ended; its place stays taken."""

@@ -46,7 +46,7 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-__all__ = ["RUN_CALLS", "Crew", "Estimate", "Job"]
+__all__ = ["RUN_CALLS", "Crew", "Estimate", "Job", "holds"]
 
 RUN_CALLS = 64
 RUN_SECONDS = 0.002
@@ -95,6 +95,9 @@ class Job(Protocol):
 
     def cancelled(self) -> None:
         """The handler ended by its scope's cancellation."""
+
+    def cut_off(self) -> None:
+        """The handler ended by the connection's end: there is nobody to tell."""
 
 
 @disable_ki_protection
@@ -229,8 +232,11 @@ class Crew:
                 value = await (self._lead(me, scope) if me.job is None else self._work(me, me.job, scope))
                 with_value = True
         except BaseException as exc:
-            if me.job is None or _holds(exc, trio.Cancelled):
-                raise  # The connection is ending, or the reader itself failed.
+            if me.job is None:
+                raise  # The reader itself failed, or the connection is ending.
+            if holds(exc, trio.Cancelled):
+                me.job.cut_off()
+                raise
             failure = exc
         job, me.job = me.job, None
         if job is None:
@@ -238,7 +244,7 @@ class Crew:
         job.scope = None
         if failure is not None:
             job.fail(failure)
-            if _holds(failure, KeyboardInterrupt):
+            if holds(failure, KeyboardInterrupt):
                 raise failure  # A real Ctrl-C that landed in this task: the program's, and not the caller's.
         elif with_value:
             job.succeed(value)
@@ -344,7 +350,7 @@ class Crew:
         reschedule(member.task)
 
 
-def _holds(exc: BaseException, kind: type[BaseException]) -> bool:
+def holds(exc: BaseException, kind: type[BaseException]) -> bool:
     """True if `exc` is of this kind, or is a group with one in it."""
     if isinstance(exc, BaseExceptionGroup):
         return exc.split(kind)[0] is not None

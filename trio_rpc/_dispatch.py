@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
@@ -21,9 +22,20 @@ from ._call import Call, Handler, Interceptor, Reply, compose
 from ._calls import Incoming, Served
 from ._contract import MethodSpec, ServiceSpec
 from ._crew import Estimate
-from ._errors import Code, CodecError, DecodeError, PermissionDenied, Refused, RemoteError, Unimplemented
+from ._errors import (
+    Code,
+    CodecError,
+    DecodeError,
+    InvalidArgument,
+    PermissionDenied,
+    Refused,
+    RemoteError,
+    Unimplemented,
+)
 from ._failures import Failures
 from ._generators import as_generator, drive
+from ._kept import KEY, Answer
+from ._once import Once
 from ._streams import Outbound
 from ._util import locate
 from .wire import Outcome
@@ -49,12 +61,22 @@ def compile_services(
     interceptors: Sequence[Interceptor] = (),
     limiter: trio.CapacityLimiter | None = None,
     debug: bool = False,
+    once: Once | None = None,
 ) -> Mapping[str, Served]:
-    """Everything that is served, by wire name, for one codec. Raises TypeError for what no codec carries."""
+    """Everything that is served, by wire name, for one codec. Raises TypeError for what no codec carries.
+
+    `once`: where calls with an idempotency key run; None: they are refused.
+    """
     if inspect.iscoroutinefunction(authorize):
         raise TypeError(SYNCHRONOUS)
     make = partial(
-        ServedMethod, codec=codec, authorize=authorize, interceptors=interceptors, limiter=limiter, debug=debug
+        ServedMethod,
+        codec=codec,
+        authorize=authorize,
+        interceptors=interceptors,
+        limiter=limiter,
+        debug=debug,
+        once=once,
     )
     return {method.wire_name: make(method) for spec in specs for method in spec.methods.values()}
 
@@ -71,10 +93,14 @@ class ServedMethod:
         interceptors: Sequence[Interceptor],
         limiter: trio.CapacityLimiter | None,
         debug: bool,
+        once: Once | None,
     ) -> None:
         adapter = codecs.adapter_for(codec)
         self.spec = spec
+        self.codec = codec
+        self.idempotent: bool = spec.idempotent
         self.estimate = Estimate(eager=not (spec.shape.streams_in or spec.shape.streams_out or spec.thread))
+        self.limit: float | None = math.inf if spec.unlimited else spec.limit
         self._arguments = adapter.arguments(spec.parameters, name=spec.name)
         self._result = adapter.carrier(spec.result)
         self._items = adapter.carrier(spec.stream_item) if spec.stream_parameter is not None else None
@@ -83,6 +109,7 @@ class ServedMethod:
         self._interceptors = tuple(interceptors)
         self._limiter = limiter
         self._debug = debug
+        self._once = once
         self._run = self._runner()
         self._streams_out = spec.shape.streams_out
         self._plain = (
@@ -108,10 +135,24 @@ class ServedMethod:
 
     def start(self, call: Incoming) -> Coroutine[Any, Any, Any]:
         """Check, decode, and make the handler's coroutine. What it raises did not run."""
+        if call._metadata is not None and KEY in call._metadata:
+            return self._start_once(call)
         if self._plain:
             args, kwargs = self._arguments.decode(call.payload, call.blobs)
             call.payload, call.blobs = b"", ()
             return self._run(*args, **kwargs)
+        self._check(call)
+        return self.enter(call)
+
+    def _start_once(self, call: Incoming) -> Coroutine[Any, Any, None]:
+        self._check(call)  # Who may not call it may not have another's result either.
+        if self._once is None:
+            raise Unimplemented(f"no {KEY} is kept by those who are called back: only by a server")
+        if self.spec.shape.streams_in or self.spec.shape.streams_out:
+            raise InvalidArgument(f"{self.spec.wire_name} has a stream, and {KEY} is for calls with one result alone")
+        return self._once.start(call, self)
+
+    def _check(self, call: Incoming) -> None:
         spec = self.spec
         if not spec.implemented:
             raise Unimplemented(f"{spec.wire_name} is declared here, and not implemented")
@@ -121,13 +162,16 @@ class ServedMethod:
                 raise TypeError(SYNCHRONOUS)
             if not allowed:
                 raise PermissionDenied(f"not allowed to call {spec.wire_name}")
+
+    def enter(self, call: Incoming) -> Coroutine[Any, Any, Any]:
+        """Decode, and make the handler's coroutine. What it raises did not run."""
         args, kwargs = self._arguments.decode(call.payload, call.blobs)
         call.payload, call.blobs = b"", ()
-        if spec.stream_parameter is not None:
+        if self.spec.stream_parameter is not None:
             args, kwargs = self._with_stream(call, args, kwargs)
         if self._interceptors:
             return self._through_interceptors(call, args, kwargs)
-        if spec.shape.streams_out:
+        if self.spec.shape.streams_out:
             return self._generate(call, args, kwargs)
         return self._run(*args, **kwargs)
 
@@ -176,9 +220,12 @@ class ServedMethod:
             payload, blobs = self._result.encode(value)
             call.connection.send_response(call, payload, blobs)
         except CodecError as exc:
-            self._tell(call, exc.code, f"the result of {self.spec.wire_name} cannot be sent: {exc.message}")
+            self._tell(call, exc.code, self._unsendable(exc))
         except Exception as exc:
             self.fail(call, exc, started=True)
+
+    def _unsendable(self, exc: CodecError) -> str:
+        return f"the result of {self.spec.wire_name} cannot be sent: {exc.message}"
 
     def fail(self, call: Incoming, exc: BaseException, *, started: bool) -> None:
         """Answer with a failure."""
@@ -191,14 +238,42 @@ class ServedMethod:
             locate(exc, f"an item of {self.spec.wire_name} cannot be sent", item=True)
             self._tell(call, exc.code, exc.message)
         else:
-            error_id = "" if self._is_told(exc) else self._log(call, exc)
-            code, text, payload = self._failures.dump(exc, debug=self._debug, error_id=error_id)
+            code, text, payload = self._describe(call, exc)
             call.connection.send_error(call, code, Outcome.FAILED, text, payload)
+
+    def _describe(self, call: Incoming, exc: BaseException) -> tuple[Code, str, bytes]:
+        error_id = "" if self._is_told(exc) else self._log(call, exc)
+        return self._failures.dump(exc, debug=self._debug, error_id=error_id)
 
     def note_late_failure(self, call: Incoming, exc: BaseException) -> None:
         """Its connection was lost first: the log is the only one to be told."""
         if not self._is_told(exc):
             self._log(call, exc)
+
+    # -- a Runnable: for several calls, which come and go, with one end of the handler -----------------------------
+
+    def result(self, call: Incoming, value: Any) -> Answer:
+        """What the handler's result is on the wire."""
+        try:
+            payload, blobs = self._result.encode(value)
+        except CodecError as exc:
+            log.warning("%s: %.500s", self.spec.wire_name, text := self._unsendable(exc))
+            return Answer(b"", code=exc.code, text=text)
+        return Answer(payload, tuple(map(bytes, blobs)))  # Copied, if the handler could change them afterwards.
+
+    def failure(self, call: Incoming, exc: BaseException) -> Answer:
+        """What the handler's failure is on the wire."""
+        code, text, payload = self._describe(call, exc)
+        return Answer(payload, code=code, text=text)
+
+    def give(self, call: Incoming, answer: Answer) -> None:
+        """Answer the call, whatever its peer can take."""
+        try:
+            answer.give(call)
+        except CodecError as exc:
+            self._tell(call, exc.code, self._unsendable(exc))
+
+    # -- what failed -----------------------------------------------------------------------------------------------
 
     def _is_told(self, exc: BaseException) -> bool:
         """True if the caller learns all there is to know, so that nothing need be looked up in the log."""

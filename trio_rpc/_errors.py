@@ -8,7 +8,7 @@
     │                              PermissionDenied, Unimplemented, InvalidArgument
     ├── ConnectionFailed           ConnectError (never connected)
     │                              ConnectionLost (mid-call) > PeerUnresponsive
-    ├── PoolError                  PoolTimeout, PoolExhausted, PoolClosed
+    ├── PoolError                  PoolTimeout, PoolExhausted, PoolClosed, CircuitOpen
     ├── RemoteCancelled            the peer stopped the handler; never a Trio Cancelled
     ├── CodecError                 EncodeError, DecodeError (which field, which type)
     └── ProtocolError              LocalProtocolError, RemoteProtocolError
@@ -23,6 +23,7 @@ import enum
 from typing import Any, ClassVar
 
 __all__ = [
+    "CircuitOpen",
     "Code",
     "CodecError",
     "ConnectError",
@@ -84,9 +85,13 @@ class RpcError(Exception):
         code: one of `Code`.
         may_have_run: True if any attempt of the call may have entered its handler. False is a promise.
         peer: the other side's address, where one is known, else None.
+        attempts: how often the call was made. Of earlier attempts there is a note each, with their peer and error.
+        retry_after: seconds after which the server wants to see the call again; None if it did not say so.
     """
 
     default_code: ClassVar[Code] = Code.UNKNOWN
+    attempts: int = 1
+    retry_after: float | None = None
 
     def __init__(
         self,
@@ -245,6 +250,12 @@ class PoolClosed(PoolError):
     """The pool was closed before or under the call. `may_have_run` is the call's own."""
 
     default_code = Code.CANCELLED
+
+
+class CircuitOpen(PoolError):
+    """The endpoints have failed too much, and are left alone for a while (`CircuitBreaker`). Did not run."""
+
+    default_code = Code.UNAVAILABLE
 
 
 class RemoteCancelled(RpcError):

@@ -33,8 +33,14 @@ _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 @functools.lru_cache(maxsize=64)
-def introduction(codec: str, limits: Limits, heartbeat: Heartbeat, services: tuple[str, ...]) -> Hello:
-    """What either side says of itself; the dialler adds its credentials. Made once, and once made into bytes."""
+def introduction(
+    codec: str, limits: Limits, heartbeat: Heartbeat, services: tuple[str, ...], instance: str = ""
+) -> Hello:
+    """What either side says of itself; the dialler adds its credentials. Made once, and once made into bytes.
+
+    `instance`: random, one for each server and each pool, so that the other side can tell whether two connections lead
+    to the same: only there is what it remembers of a call, like the result kept for an idempotency key.
+    """
     return Hello(
         codecs=(codec,),
         max_in_flight=limits.max_in_flight,
@@ -46,6 +52,7 @@ def introduction(codec: str, limits: Limits, heartbeat: Heartbeat, services: tup
         ping_interval=heartbeat.interval,
         ping_timeout=heartbeat.timeout,
         services=services,
+        instance=instance,
     )
 
 

@@ -15,12 +15,14 @@ import enum
 
 from ._config import Heartbeat
 
-__all__ = ["Action", "Doubt", "Vigil"]
+__all__ = ["Action", "Allowance", "Doubt", "Vigil"]
 
 LOOKS = 3
 """Scheduler ticks between the verdict and the eviction, so that whatever has arrived is read first."""
 MIN_LATENESS = 0.2
 """Oversleeping by less than this is ordinary on a busy machine and is no reason to doubt the verdict."""
+ROUNDING = 1e-6
+"""Less than this of a ping is nothing."""
 
 
 class Action(enum.Enum):
@@ -104,3 +106,29 @@ class Doubt:
         if self._looks == 1 and lateness > max(MIN_LATENESS, self._timeout / 2):
             return now + self._timeout
         return now if self._looks <= LOOKS else None
+
+
+class Allowance:
+    """So many pings at once, and so many a second beyond: a bucket of tokens."""
+
+    __slots__ = ("_at", "_left", "_most")
+
+    def __init__(self, most: float, now: float) -> None:
+        self._most = self._left = float(most)
+        self._at = now
+
+    def spend(self, now: float, rate: float) -> bool:
+        """One more, at `rate` a second; False if that was one too many."""
+        self._refill(now, rate)
+        self._left -= 1
+        return self._left >= 0
+
+    def delay(self, now: float, rate: float) -> float:
+        """How long until there is one to spend; 0 if there is."""
+        self._refill(now, rate)
+        missing = 1 - self._left
+        return missing / rate if missing > ROUNDING else 0.0  # Else a timer could be set to this very moment, for ever.
+
+    def _refill(self, now: float, rate: float) -> None:
+        self._left = min(self._most, self._left + rate * (now - self._at))
+        self._at = now

@@ -3,88 +3,148 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import attrs
 import trio
 
 from ._address import Address, dial
 from ._call import Interceptor
-from ._config import Heartbeat, PoolLimits, RetryPolicy
+from ._config import (
+    Balance,
+    CircuitBreaker,
+    Heartbeat,
+    HedgePolicy,
+    OutlierEjection,
+    PoolLimits,
+    PowerOfTwo,
+    RetryPolicy,
+)
 from ._credentials import Credentials
-from ._pool import Dial, Pool, keep_open
+from ._dialler import Dial, Site
+from ._endpoint import Endpoint, endpoints
+from ._hub import Hub
+from ._pool import Pool, keep_open
+from ._settings import PoolSettings, Prepare
+from .resolvers._targets import resolver_for
 from .wire import Metadata
 
-__all__ = ["open_connection", "open_pool", "run_pool"]
+__all__ = ["AnyTarget", "open_connection", "open_pool", "run_pool"]
+
+AnyTarget: TypeAlias = (
+    str
+    | Endpoint
+    | Iterable[str | Endpoint]
+    | AsyncIterable[Iterable[str | Endpoint] | str | Endpoint]
+    | Dial
+    | Mapping[str, Dial]
+)
 
 
 def open_pool(
-    target: str | Dial,
+    target: AnyTarget,
     *,
     codec: str = "msgpack",
     limits: PoolLimits = PoolLimits(),  # noqa: B008 - frozen
     heartbeat: Heartbeat = Heartbeat(),  # noqa: B008 - frozen
     retry: RetryPolicy = RetryPolicy(),  # noqa: B008 - frozen
+    hedge: HedgePolicy | None = None,
+    balance: Balance = PowerOfTwo(),  # noqa: B008 - frozen
+    ejection: OutlierEjection | None = OutlierEjection(),  # noqa: B008 - frozen
+    breaker: CircuitBreaker | None = None,
+    health_check: str | None = None,
+    on_connect: Prepare | None = None,
     ssl_context: ssl.SSLContext | None = None,
     credentials: Credentials = None,
     metadata: Metadata | None = None,
     services: object = (),
     interceptors: Sequence[Interceptor] = (),
 ) -> AbstractAsyncContextManager[Pool]:
-    """Open a pool of connections to `target`, for the length of a block.
+    """Open a pool of connections to `target`, dialled in the background, for the length of a block.
 
-    Entering returns at once; connections are dialled in the background. Leaving the block cancels and joins the calls
-    still in flight, and leaves no task, socket, id or credit behind. The body's own exception comes out bare.
+    Leaving it cancels and joins the calls still in flight, and leaves nothing. The body's exception comes out bare.
 
     Args:
-        target: `tcp://host:port`, `tls://host:port`, `unix:///path` or `unix:@name`; or an async function that opens
-            a `trio.abc.Stream` of any kind.
+        target: an address (`tcp://host:port`, `tls://host:port`, `unix:///path`, `unix:@name`) or `Endpoint`; a list of
+            them; `dns://host:port`, `file:///path` or another resolver, an async iterable of whole sets of them; or an
+            async function that opens a `trio.abc.Stream` of any kind, or a mapping of names to such functions.
         codec: `msgpack` or `json`, or one that was registered; the server must allow it.
         limits: sizes and times, see `PoolLimits`.
         heartbeat: when a silent server is pinged and given up.
         retry: for idempotent methods; what surely did not run is retried in any case.
+        hedge: second attempts of idempotent methods while the first has not answered.
+        balance: which of several endpoints a call goes to: `PowerOfTwo`, `RoundRobin` or `LeastInFlight`.
+        ejection: leaves out for a while those of several endpoints that fail far more than the others.
+        breaker: leaves out an endpoint that fails, even the only one; calls then raise `CircuitOpen`.
+        health_check: the service whose health (`trio_rpc.health`) is asked for, which takes a place on each connection.
+        on_connect: `async def on_connect(peer)`, awaited for each new connection before calls go there.
         ssl_context: for `tls://`; the default verifies the server against the system's authorities.
-        credentials: a token, a mapping, or a (possibly async) function that returns one; sent in each HELLO.
+        credentials: a token, a mapping, or a (possibly async) function that returns one, for each HELLO.
         metadata: sent with every call.
         services: objects that the server may call back.
         interceptors: wrap every call; the first is the outermost.
     """
+    settings = PoolSettings(
+        codec=codec,
+        limits=limits,
+        heartbeat=heartbeat,
+        retry=retry,
+        hedge=hedge,
+        balance=balance,
+        ejection=ejection,
+        breaker=breaker,
+        health_check=health_check,
+        on_connect=on_connect,
+        credentials=credentials,
+        metadata=metadata,
+        services=services,
+        interceptors=interceptors,
+    )
+    return keep_open(partial(_make_hub, target, ssl_context, settings))
 
-    def make() -> Pool:
-        name, dial_target = _resolve_target(target, ssl_context)
-        return Pool(
-            name,
-            dial_target,
-            codec=codec,
-            limits=limits,
-            heartbeat=heartbeat,
-            retry=retry,
-            credentials=credentials,
-            metadata=metadata,
-            services=services,
-            interceptors=interceptors,
-        )
 
-    return keep_open(make)
-
-
-def _resolve_target(target: str | Dial, ssl_context: ssl.SSLContext | None) -> tuple[str, Dial]:
-    if callable(target):
+def _make_hub(target: AnyTarget, ssl_context: ssl.SSLContext | None, settings: PoolSettings) -> Hub:
+    """Find out what kind of target it is. What is no target is told before anything is dialled."""
+    site_of = partial(_site_of, ssl_context)
+    if isinstance(target, str):
+        resolver = resolver_for(target, ssl_context)
+        if resolver is not None:
+            return Hub(target, (), settings, resolver=resolver, site_of=site_of)
+    elif isinstance(target, AsyncIterable):
+        return Hub(_name_of(target), (), settings, resolver=target, site_of=site_of)
+    elif callable(target):
         if ssl_context is not None:
             raise ValueError("a function that opens streams does its own TLS: give ssl_context to it, not to open_pool")
-        return getattr(target, "__qualname__", repr(target)), target
-    address = Address.parse(target)
+        return Hub(_name_of(target), [Site(_name_of(target), target)], settings)
+    elif isinstance(target, Mapping):
+        return Hub(", ".join(target), [Site(name, dial) for name, dial in target.items()], settings)
+    elif not isinstance(target, Iterable | Endpoint):
+        raise TypeError(
+            f"an address is a text like 'tcp://127.0.0.1:7000', not {target!r:.80}; a target may also be a list of these"
+        )
+    sites = [site_of(endpoint) for endpoint in endpoints(target)]
+    if not sites:
+        raise ValueError("a pool needs at least one endpoint: the list of addresses is empty")
+    return Hub(", ".join(site.address for site in sites), sites, settings)
+
+
+def _name_of(target: Any) -> str:
+    name: str = getattr(target, "__qualname__", repr(target))
+    return name
+
+
+def _site_of(ssl_context: ssl.SSLContext | None, endpoint: Endpoint) -> Site:
+    address = Address.parse(endpoint.address)
     if ssl_context is not None and address.scheme == "tcp":
         raise ValueError(f"{address} and ssl_context do not go together: write tls://{str(address)[6:]}")
-    if address.scheme != "unix" and not address.port:
-        raise ValueError(f"{address} has port 0, which is for listening: write the server's port (server.addresses)")
-    return str(address), lambda: dial(address, ssl_context)
+    return Site(endpoint.address, partial(dial, address, ssl_context, endpoint.hostname), endpoint.weight)
 
 
 async def run_pool(
-    target: str | Dial,
+    target: AnyTarget,
     *,
     task_status: trio.TaskStatus[Pool] = trio.TASK_STATUS_IGNORED,
     **options: Any,
@@ -95,7 +155,7 @@ async def run_pool(
     """
     async with open_pool(target, **options) as pool:
         task_status.started(pool)
-        await pool._closed.wait()
+        await pool._hub.keeper.closed.wait()
 
 
 @asynccontextmanager
@@ -122,11 +182,12 @@ async def open_connection(
         await trio.lowlevel.checkpoint()
         return stream
 
-    pool = Pool(
-        "the given stream",
-        the_stream,
+    name = "the given stream"
+    settings = PoolSettings(
         codec=codec,
-        limits=attrs.evolve(limits, min_connections=0, max_connections=1, max_lifetime=None, idle_timeout=None),
+        limits=attrs.evolve(
+            limits, min_connections=0, max_connections=1, max_lifetime=None, idle_timeout=None, max_idle=None
+        ),
         heartbeat=heartbeat,
         retry=retry,
         credentials=credentials,
@@ -135,8 +196,9 @@ async def open_connection(
         interceptors=interceptors,
         redial=False,
     )
+    hub = Hub(name, [Site(name, the_stream)], settings)
     try:
-        async with keep_open(lambda: pool):
+        async with keep_open(lambda: hub) as pool:
             await pool.connect()
             yield pool
     finally:

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from ._config import HedgePolicy, RetryPolicy
+from ._kept import KEY
 
 __all__ = ["CallOptions"]
 
@@ -55,6 +56,8 @@ class CallOptions:
         merged = dict(changes)
         if "metadata" in merged:
             merged["metadata"] = {**self.metadata, **merged["metadata"]}
+        if merged.get("idempotency_key") is not None:  # Here, so that no call has to look whether it has one.
+            merged["metadata"] = {**merged.get("metadata", self.metadata), KEY: merged["idempotency_key"]}
         return attrs.evolve(self, **merged)
 
 

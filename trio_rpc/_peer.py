@@ -9,7 +9,7 @@ import trio
 
 from ._call import Interceptor
 from ._caller import Caller
-from ._config import Limits, RetryPolicy
+from ._config import Limits, PoolLimits, RetryPolicy
 from ._connection import Connection
 from ._errors import PoolClosed
 from ._placement import Route
@@ -46,15 +46,20 @@ class Peer(Target):
         metadata: Metadata | None = None,
         interceptors: Sequence[Interceptor] = (),
     ) -> None:
-        self._line = WaitingLine(timer, max_waiting, lambda: (f"all places of {connection!r} are taken", None))
+        self._line = WaitingLine(
+            timer,
+            lambda: (f"all places of {connection!r} are taken", None),
+            max_waiting=max_waiting,
+            acquire_timeout=acquire_timeout,
+            priorities=PoolLimits().priorities,
+        )
         super().__init__(
             Caller(
                 describe=self.__repr__,
                 pick=self._pick,
-                wanted=lambda: None,
+                join=self._line.join,
                 codec=codec,
                 timer=timer,
-                line=self._line,
                 retry=retry or RetryPolicy(),
                 limits=limits,
                 acquire_timeout=acquire_timeout,
@@ -103,7 +108,8 @@ class Peer(Target):
 
     def _on_room(self, connection: Connection) -> None:
         if connection.usable:
-            self._line.admit(connection)
+            while self._line.count and connection.free > 0:
+                self._line.admit_first(connection, trio.current_time())
         else:
             self._line.fail_all(self._closed)
             for stream in list(self._caller.restarting):

@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 import attrs
 
-__all__ = ["Route", "dials_wanted", "least_in_flight"]
+__all__ = ["Route", "dials_wanted", "least_in_flight", "oldest_first"]
 
 
 @attrs.define
@@ -19,8 +19,10 @@ class Route:
     """Its routing key: calls of one key go to one endpoint."""
     avoid: list[str] = attrs.field(factory=list)
     """Addresses where it was tried already: taken only if there is no other."""
+    home: str | None = None
+    """The one address that it may go to."""
     instance: str | None = None
-    """The one server that it may go to: another would not know that it has run there."""
+    """And the one server there: its successor would not know that the call may have run."""
 
 
 class Place(Protocol):
@@ -57,6 +59,11 @@ def least_in_flight(connections: Sequence[P], rng: Callable[[], float]) -> P | N
         if best is not None:
             return best
     return _best(connections)
+
+
+def oldest_first(connections: Sequence[P]) -> P | None:
+    """The oldest connection that has a free place, so that what is not needed stays idle and can be closed."""
+    return next((connection for connection in connections if connection.free > 0), None)
 
 
 def _best(connections: Sequence[P]) -> P | None:

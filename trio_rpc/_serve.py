@@ -11,7 +11,7 @@ import trio
 
 from ._address import Address, listen
 from ._call import Interceptor
-from ._config import Heartbeat, ServerLimits
+from ._config import AdaptiveLimit, Heartbeat, ServerLimits
 from ._dispatch import Authorize
 from ._server import CODECS, AnyListener, Authenticate, Server, keep_serving
 
@@ -34,6 +34,7 @@ async def open_server(
     interceptors: Sequence[Interceptor] = (),
     debug: bool = False,
     codecs: Sequence[str] = CODECS,
+    adaptive: AdaptiveLimit | None = None,
 ) -> AsyncIterator[Server]:
     """Serve for the length of a block; see `serve`. The server is listening when the block begins."""
     server = Server(
@@ -46,6 +47,7 @@ async def open_server(
         interceptors=interceptors,
         debug=debug,
         codecs=codecs,
+        adaptive=adaptive,
     )
     several = list(address) if isinstance(address, Sequence) and not isinstance(address, str | bytes) else [address]
     places = [item if isinstance(item, trio.abc.Listener) else Address.parse(item) for item in several]
@@ -99,6 +101,7 @@ async def serve(
     interceptors: Sequence[Interceptor] = (),
     debug: bool = False,
     codecs: Sequence[str] = CODECS,
+    adaptive: AdaptiveLimit | None = None,
     task_status: trio.TaskStatus[Server] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve one object or several at one address or several, until drained or cancelled.
@@ -113,13 +116,15 @@ async def serve(
         limits: sizes and times, see `ServerLimits`.
         heartbeat: when a silent client is pinged and given up.
         ssl_context: for `tls://`, with the server's certificate; with `verify_mode = CERT_REQUIRED` for mutual TLS.
-        authenticate: `authenticate(credentials, address)` returns the client's principal or raises Unauthenticated;
-            it may be async. Asked once for each connection, within `handshake_timeout`.
+        authenticate: `authenticate(credentials, address)` returns the principal or raises Unauthenticated, async or
+            not; asked once for each connection. Equal principals are one: for limits, and for idempotency keys.
         authorize: `authorize(peer, method)` says whether this peer may call this method; a plain function.
         allow_insecure: listen beyond this machine without TLS or authentication.
-        interceptors: wrap every handler; the first is the outermost.
+        interceptors: wrap every handler; the first is the outermost. A call whose idempotency key has a handler, or a
+            result, already runs none, and passes none: whether it may be made is for `authorize` to say.
         debug: send the text and traceback of undeclared exceptions to the caller. Never for strangers.
         codecs: the codecs that clients may choose from: an allowlist.
+        adaptive: a limit on handlers at once that follows the latency, beside those in `limits`.
         task_status: for `nursery.start`; it gets the Server once it listens.
 
     Resource handling: when it returns or raises, no connection, handler or listener is left. Cancelling it cancels
@@ -138,6 +143,7 @@ async def serve(
         "interceptors": interceptors,
         "debug": debug,
         "codecs": codecs,
+        "adaptive": adaptive,
     }
     async with open_server(services, address, **options) as server:
         task_status.started(server)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
+import random
+import secrets
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -19,17 +21,20 @@ import attrs
 import trio
 
 from ._address import peer_name
+from ._admission import Admission, party_of
+from ._ages import MAX_AGE, Ages, see_off
 from ._call import Interceptor
 from ._calls import Served
-from ._config import Heartbeat, ServerLimits
+from ._config import AdaptiveLimit, Heartbeat, ServerLimits
 from ._connection import Connection, Contained
 from ._contract import describe_services
 from ._dispatch import Authorize, compile_services
 from ._errors import ConnectError, ConnectionFailed, RpcError, Unauthenticated
 from ._handshake import answer, introduction
+from ._once import Once
 from ._peer import Peer
 from ._scope import hidden_nursery
-from ._statistics import ConnectionCounters, ServerCounters, ServerStatistics
+from ._statistics import AdmissionCounters, ConnectionCounters, ServerCounters, ServerStatistics
 from ._timer import Timer
 from ._tls import start_tls, why
 from .wire import Hello, Protocol, Role
@@ -58,6 +63,8 @@ class Server:
 
     Attributes:
         addresses: where it listens, with the real ports; each can be given to `open_pool`.
+        rng: draws a number from 0 up to 1, for the jitter of `max_age`; tests may give another one.
+        instance: a random id of this server, which its clients see; another one after a restart.
     """
 
     def __init__(
@@ -72,27 +79,41 @@ class Server:
         interceptors: Sequence[Interceptor] = (),
         debug: bool = False,
         codecs: Sequence[str] = CODECS,
+        adaptive: AdaptiveLimit | None = None,
     ) -> None:
         self.limits = limits
         self.heartbeat = heartbeat
         self.addresses: tuple[str, ...] = ()
+        self.rng: Callable[[], float] = random.random
+        self.instance = secrets.token_hex(8)
         self._specs = describe_services(services)
         self._names = tuple(spec.name for spec in self._specs)
         self._ssl_context = ssl_context
         self._authenticate = authenticate
         self._codecs = tuple(codecs)
+        self._timer = Timer()
+        self._counters = ServerCounters()
+        self._admission_counters = AdmissionCounters()
+        self._admission = Admission(
+            limits, adaptive=adaptive, counters=self._admission_counters, clock=trio.current_time
+        )
+        self._once = Once(limits, self._timer, self._counters)
         limiter = trio.CapacityLimiter(limits.max_threads)
         self._methods: dict[str, Mapping[str, Served]] = {
             codec: compile_services(
-                self._specs, codec, authorize=authorize, interceptors=interceptors, limiter=limiter, debug=debug
+                self._specs,
+                codec,
+                authorize=authorize,
+                interceptors=interceptors,
+                limiter=limiter,
+                debug=debug,
+                once=self._once,
             )
             for codec in self._codecs
         }
         self._base_context = copy_context()
-        self._timer = Timer()
-        self._counters = ServerCounters()
         self._connection_counters = ConnectionCounters()
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}  # In order: what is done to all of them is the same in each run.
         self._handshaking = 0
         self._room = trio.lowlevel.ParkingLot()
         self._listeners: Sequence[AnyListener] = ()
@@ -117,11 +138,16 @@ class Server:
         return ServerStatistics(
             connections=len(self._connections),
             handshaking=self._handshaking,
-            in_flight=sum(len(connection.serving) for connection in self._connections),
+            in_flight=self._admission.running + self._admission.exempt,
             calling_back=sum(connection.in_flight for connection in self._connections),
             served=counters.served,
             refused=counters.refused,
+            adaptive_limit=self._admission.adaptive_limit,
+            expired=counters.expired,
             evicted=counters.evicted,
+            **attrs.asdict(self._admission_counters),
+            keyed_in_flight=self._once.running,
+            kept_results=self._once.kept,
             **attrs.asdict(self._counters),
         )
 
@@ -134,6 +160,7 @@ class Server:
         self._begin_drain()
         with trio.move_on_after(grace):
             await self._wait_quiet()
+        self._once.stop("the server is going away")
         for connection in list(self._connections):
             connection.stop_serving("the server is going away")
         with trio.move_on_after(self.limits.cancel_wait):
@@ -156,6 +183,7 @@ class Server:
     async def _wait_quiet(self) -> None:
         for connection in list(self._connections):
             await connection.wait_quiet()
+        await self._once.wait_quiet()
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -165,7 +193,7 @@ class Server:
         try:
             with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as nursery:
-                    self._nursery = nursery
+                    self._nursery = self._once.nursery = nursery
                     nursery.start_soon(self._timer.run, name="trio_rpc server timer")
                     nursery.start_soon(self._accept_all, listeners, name="trio_rpc server listeners")
                     self._running.set()
@@ -173,7 +201,7 @@ class Server:
                     await self._close_connections()
                     nursery.cancel_scope.cancel()
         finally:
-            self._nursery = None
+            self._nursery = self._once.nursery = None
             self._closed.set()
 
     async def shut_down(self) -> None:
@@ -234,19 +262,40 @@ class Server:
         if self._ssl_context is not None:
             address = address.replace("tcp://", "tls://", 1)
         connection: Connection | None = None
+        ages: Ages | None = None
         try:
             with Contained(address):
                 async with trio.open_nursery() as nursery:
                     connection = await self._welcome(stream, address, nursery.cancel_scope)
                     if connection is not None:
-                        self._connections.add(connection)
+                        self._connections[connection] = None
+                        ages = self._watch_ages(connection)
                         if self._draining:
                             connection.drain("the server is going away")
                         await connection.run(nursery)
         finally:
+            if ages is not None:
+                ages.stop()
             if connection is not None:
-                self._connections.discard(connection)
+                self._connections.pop(connection, None)
             self._room.unpark_all()
+
+    def _watch_ages(self, connection: Connection) -> Ages | None:
+        limits = self.limits
+        if limits.max_age is None and limits.max_idle is None:
+            return None
+        return Ages(connection, limits, self.rng, lambda reason: self._retire(connection, reason))
+
+    def _retire(self, connection: Connection, reason: str) -> None:
+        if self._nursery is None or connection.draining:
+            return
+        grace: float | None = None
+        if reason is MAX_AGE:
+            self._counters.closed_age += 1
+            grace = self.limits.max_age_grace
+        else:
+            self._counters.closed_idle += 1
+        self._nursery.start_soon(see_off, connection, reason, grace, name="trio_rpc server parting with a connection")
 
     async def _welcome(self, stream: trio.abc.Stream, address: str, scope: trio.CancelScope) -> Connection | None:
         """Shake hands, within `handshake_timeout`, which `scope` holds meanwhile. None: it came to nothing."""
@@ -336,7 +385,7 @@ class Server:
             raise Unauthenticated("the credentials could not be checked") from exc
 
     def _hello(self, codec: str) -> Hello:
-        return introduction(codec, self.limits, self.heartbeat, self._names)
+        return introduction(codec, self.limits, self.heartbeat, self._names, self.instance)
 
     def _make_connection(self, stream: trio.abc.Stream, protocol: Protocol, address: str, principal: Any) -> Connection:
         codec = protocol.local.codecs[0]
@@ -351,7 +400,10 @@ class Server:
             counters=self._connection_counters,
             address=address,
             max_deadline=self.limits.max_deadline,
+            admission=self._admission,
         )
+        if self.limits.max_calls_per_principal is not None:
+            connection.party = party_of(principal, address)
         connection.principal, connection.make_peer = principal, self._make_peer
         return connection
 

@@ -2,23 +2,90 @@
 
 from __future__ import annotations
 
+import enum
+
 import attrs
 
 __all__ = [
+    "AdmissionCounters",
     "CallerCounters",
     "ConnectionCounters",
+    "Connectivity",
+    "EndpointStatistics",
     "LineCounters",
     "PoolCounters",
+    "PoolEvent",
     "PoolStatistics",
     "ServerCounters",
     "ServerStatistics",
 ]
 
 
+class Connectivity(enum.Enum):
+    """What an endpoint, or a pool, can be said to be in: gRPC's five states."""
+
+    IDLE = "idle"
+    """No connection, and none wanted."""
+    CONNECTING = "connecting"
+    READY = "ready"
+    """A connection takes calls."""
+    TRANSIENT_FAILURE = "transient failure"
+    """The last dial failed. It stays so until there is a connection again."""
+    SHUTDOWN = "shutdown"
+    """Closed, or not in the set of endpoints any more."""
+
+
+@attrs.frozen(kw_only=True)
+class PoolEvent:
+    """Something that happened in a pool; see `Pool.events`."""
+
+    kind: str
+    """`connected`, `connect_failed`, `lost`, `closed`: a connection; `state`: an endpoint's, or without endpoint the
+    pool's; `joined`, `left`: an endpoint and the set; `ejected`, `restored`, `circuit`: an endpoint and its calls;
+    `resolver_failed`."""
+    endpoint: str | None
+    """Its address; None for the pool as a whole."""
+    time: float
+    """Trio's clock, in seconds."""
+    detail: str
+    """The new state, or the reason."""
+    error: BaseException | None
+    """What it came of, if that was an error."""
+
+
+@attrs.frozen(kw_only=True)
+class EndpointStatistics:
+    """A snapshot of one endpoint of a pool."""
+
+    address: str
+    state: Connectivity
+    weight: float
+    """As configured."""
+    share: float
+    """The same, less while it starts slowly."""
+    connections: int
+    """Connections, those that go away included."""
+    dialling: int
+    in_flight: int
+    """Calls under way."""
+    free: int
+    """Places for further calls."""
+    waiting: int
+    """Calls that may go nowhere else, and wait."""
+    latency: float
+    """The peak-sensitive average that balancing goes by, in seconds; 0 while nothing is known."""
+    ejected: bool
+    """It failed too much, and gets no calls for a while."""
+    circuit: str
+    """`closed`, `open` or `half-open`."""
+
+
 @attrs.frozen(kw_only=True)
 class PoolStatistics:
     """A snapshot of a pool; counts are since its start."""
 
+    endpoints: int
+    """Endpoints in the set."""
     connections: int
     """Ready connections, those that go away included."""
     idle: int
@@ -28,9 +95,9 @@ class PoolStatistics:
     dialling: int
     """Connections being dialled, or waiting for their back-off."""
     min_connections: int
-    """Connections kept open, as configured."""
+    """Connections kept open, as configured, over all endpoints."""
     max_connections: int
-    """Most connections at once, as configured."""
+    """Most connections at once, as configured, over all endpoints."""
     in_flight: int
     """Calls sent and not ended, orphans included."""
     spare: int
@@ -53,6 +120,10 @@ class PoolStatistics:
     """Calls that ended with an error."""
     retries: int
     """Further attempts, transparent ones included."""
+    hedges: int
+    """Attempts begun beside others of the same call."""
+    throttled: int
+    """Further attempts not made because the budget was spent, or the throttle held them back."""
     timeouts: int
     """Calls that found no place within `acquire_timeout`."""
     exhausted: int
@@ -99,7 +170,7 @@ class ServerStatistics:
     handshaking: int
     """Connections that have not said HELLO yet."""
     in_flight: int
-    """Handlers running."""
+    """Handlers that have not ended, those of lost connections included."""
     calling_back: int
     """Calls of ours to the clients that have not ended."""
     accepted: int
@@ -109,11 +180,35 @@ class ServerStatistics:
     served: int
     """Requests whose handlers were begun, or were about to be."""
     refused: int
-    """Requests refused for lack of room."""
+    """Requests refused for lack of room; those that are not counted below were beyond `max_in_flight`."""
+    refused_server: int
+    """Of these, by `max_calls`."""
+    refused_principal: int
+    """By `max_calls_per_principal`."""
+    refused_method: int
+    """By a method's own `limit`."""
+    refused_adaptive: int
+    """By the adaptive limit."""
+    adaptive_limit: int | None
+    """Where that stands; None without one."""
+    expired: int
+    """Requests whose deadline had passed before their handlers were begun."""
     evicted: int
     """Connections given up because the peer was unresponsive."""
+    closed_age: int
+    """Connections drained because of `max_age`."""
+    closed_idle: int
+    """Connections drained because of `max_idle`."""
     accept_errors: int
     """Failed accepts; each was tried again."""
+    joined: int
+    """Calls with an idempotency key that joined a handler under way."""
+    replayed: int
+    """Calls with an idempotency key that got the result kept for it."""
+    keyed_in_flight: int
+    """Handlers of calls with an idempotency key, those for whom nobody waits at present included."""
+    kept_results: int
+    """Results and failures kept for such calls."""
 
 
 @attrs.define
@@ -123,6 +218,20 @@ class ServerCounters:
     accepted: int = 0
     refused_connections: int = 0
     accept_errors: int = 0
+    closed_age: int = 0
+    closed_idle: int = 0
+    joined: int = 0
+    replayed: int = 0
+
+
+@attrs.define
+class AdmissionCounters:
+    """What a server's limits refused; ServerStatistics says what each is."""
+
+    refused_server: int = 0
+    refused_principal: int = 0
+    refused_method: int = 0
+    refused_adaptive: int = 0
 
 
 @attrs.define
@@ -135,6 +244,10 @@ class CallerCounters:
     """Calls that ended with an error of this library, remote ones included."""
     retries: int = 0
     """Further attempts, transparent ones included."""
+    hedges: int = 0
+    """Attempts begun beside others of the same call."""
+    throttled: int = 0
+    """Further attempts not made because the budget was spent, or the throttle held them back."""
 
 
 @attrs.define
@@ -167,5 +280,7 @@ class ConnectionCounters:
     """Handlers begun by this side."""
     refused: int = 0
     """Requests refused for lack of room."""
+    expired: int = 0
+    """Requests whose deadline had passed before their handlers were begun."""
     evicted: int = 0
     """Connections given up because the peer was unresponsive."""

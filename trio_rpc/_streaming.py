@@ -10,7 +10,7 @@ import trio
 from trio.lowlevel import ParkingLot
 
 from ._calls import Outgoing
-from ._errors import DecodeError, EncodeError, RemoteError, RpcError
+from ._errors import EncodeError, RemoteError, RpcError
 from ._generators import as_generator, drive
 from ._methods import RemoteMethod
 from ._options import CallOptions
@@ -18,7 +18,6 @@ from ._outcomes import error_of, expired_remotely
 from ._scope import hidden_nursery
 from ._streams import Outbound, ReceiveStream
 from ._trial import Trial
-from ._util import locate
 from ._waiting import Attempt
 
 if TYPE_CHECKING:
@@ -175,19 +174,18 @@ class StreamCall:
 
     def _ended(self, call: Outgoing) -> None:
         """The call has ended, in the reader's step: tell the consumer, or begin anew."""
-        error = error_of(call, self._method.failures)
-        if isinstance(error, DecodeError):
-            locate(error, self._method.name)
+        error = error_of(call, self._method)
         if error is None and not call.ended:
             return
         if error is None:
+            self._caller.budget.note_success()
             self.received.end(trio.EndOfChannel())
             return
         if self._leaving:
             self._error = error
             return
         fresh = not (self.received.fed or (self._feeder is not None and self._feeder.taken))
-        delay = self._trial.delay(error, call.deadline) if fresh else None
+        delay = self._trial.delay(error, call) if fresh else None
         if delay is None:
             self._error = self._trial.final(error)
             self._end_when_due(call, error)
@@ -214,6 +212,7 @@ class StreamCall:
         assert self._attempt is not None
         self._call = None
         self._attempt = self._attempt.again()
+        self._attempt.metadata, self._attempt.route = self._trial.metadata(), self._trial.route
         try:
             self._caller.submit(self._attempt)
         except RpcError as exc:
@@ -261,7 +260,7 @@ class StreamCall:
         call = self._call
         if call is None:
             if self._attempt is not None:
-                self._caller.line.leave(self._attempt)
+                self._attempt.leave()
             return None
         if not call.ended and not call.connection.withdraw(call):
             call.stop(leaving=True)

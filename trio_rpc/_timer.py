@@ -81,6 +81,7 @@ class Timer:
                 else:
                     moment[2] = None
                     action(now - when)
+                    action = None  # The next one may be due in an hour, and this one is to be kept by nobody.
 
     def _next(self) -> float:
         heap = self._heap

@@ -14,7 +14,7 @@ import trio
 
 from ._config import Heartbeat
 from ._errors import RemoteProtocolError
-from ._heartbeat import Action, Doubt, Vigil
+from ._heartbeat import Action, Allowance, Doubt, Vigil
 from ._outbox import Outbox
 from ._timer import Moment, Timer
 from .wire import Protocol
@@ -26,8 +26,29 @@ PING_ALLOWANCE = 10
 PING_RATE = 2.0
 MAX_OWED_PONGS = 16
 
+MAX_QUESTIONS = 5
+"""Pings that this side asks at once; half of what any peer allows, as they may arrive closer to each other."""
+
 _STAMP = struct.Struct(">d")
 """A ping carries our own clock, so that its answer tells the round trip."""
+
+Answered = Callable[[float], object]
+
+
+class _Question:
+    """A ping that somebody waits for, and those who wait for the next: one at a time, and no more than a peer allows."""
+
+    __slots__ = ("answered", "budget", "data", "moment", "waiting")
+
+    def __init__(self, now: float) -> None:
+        self.data: bytes = b""
+        """What the ping under way carries; empty while there is none."""
+        self.answered: list[Answered] = []
+        """To be told of its answer."""
+        self.waiting: list[Answered] = []
+        """To be told of the next one's: they asked when this one had been sent."""
+        self.budget: Allowance = Allowance(MAX_QUESTIONS, now)
+        self.moment: Moment | None = None
 
 
 class Watch:
@@ -40,8 +61,9 @@ class Watch:
         "_outbox",
         "_owed_pongs",
         "_ping_budget",
-        "_ping_budget_at",
         "_protocol",
+        "_question",
+        "_stamped_at",
         "_stopped",
         "_timer",
         "_vigil",
@@ -76,7 +98,9 @@ class Watch:
         self._evict = evict
         self._stopped = False
         self._owed_pongs = 0
-        self._ping_budget, self._ping_budget_at = float(PING_ALLOWANCE), now
+        self._ping_budget = Allowance(PING_ALLOWANCE, now)
+        self._question: _Question | None = None
+        self._stamped_at = 0.0
 
     @property
     def heard_at(self) -> float:
@@ -91,9 +115,11 @@ class Watch:
     def stop(self) -> None:
         """The connection has ended; the timer keeps nothing of it."""
         self._stopped = True
-        for moment in (self._look_moment, self._write_moment):
+        asking = None if self._question is None else self._question.moment
+        for moment in (self._look_moment, self._write_moment, asking):
             if moment is not None:
                 self._timer.forget(moment)
+        self._question = None
 
     # -- pings, both ways ------------------------------------------------------------------------------------------
 
@@ -112,13 +138,45 @@ class Watch:
             self._evict(f"no sign of life for {now - self._vigil.heard_at:.1f} s")
             return
         if action is Action.PING:
-            self._outbox.cork(now)
-            self._outbox.put_control(self._protocol.ping(_STAMP.pack(now)), self._ping_left)
-            self._outbox.flush()
+            self._send_ping(now, self._ping_left)
         self._look_moment = self._timer.at(self._vigil.due(self._outbox.progressed_at), self._look)
+
+    def _send_ping(self, now: float, on_taken: Callable[[], object] | None = None) -> bytes:
+        """Send a ping that is like no other: its answer shall not be taken for that of an earlier one."""
+        self._stamped_at = now if now > self._stamped_at else math.nextafter(self._stamped_at, math.inf)
+        data = _STAMP.pack(self._stamped_at)
+        self._outbox.cork(now)
+        self._outbox.put_control(self._protocol.ping(data), on_taken)
+        self._outbox.flush()
+        return data
 
     def _ping_left(self) -> None:
         self._vigil.left(trio.current_time())
+
+    def ping(self, answered: Answered) -> None:
+        """Ask now, or once the ping under way is answered, or once the peer allows it; tell `answered` the round trip."""
+        if self._question is None:
+            self._question = _Question(trio.current_time())
+        self._question.waiting.append(answered)
+        self._ask(self._question)
+
+    def _ask(self, question: _Question) -> None:
+        if self._stopped or question.data or question.moment is not None or not question.waiting:
+            return
+        now = trio.current_time()
+        delay = question.budget.delay(now, PING_RATE)
+        if delay > 0:
+            question.moment = self._timer.at(now + delay, self._ask_later)
+            return
+        question.budget.spend(now, PING_RATE)
+        question.answered, question.waiting = question.waiting, []
+        question.data = self._send_ping(now)
+
+    def _ask_later(self, _lateness: float) -> None:
+        question = self._question
+        if question is not None:
+            question.moment = None
+            self._ask(question)
 
     def answered(self, data: bytes) -> None:
         """A PONG arrived."""
@@ -126,17 +184,29 @@ class Watch:
         rtt = trio.current_time() - sent_at
         if 0 <= rtt < math.inf:
             self.rtt = rtt if not self.rtt else self.rtt * 0.75 + rtt * 0.25
+        question = self._question
+        if question is not None and data == question.data:
+            told, question.answered, question.data = question.answered, [], b""
+            for answered in told:
+                answered(rtt)
+            self._ask(question)
 
-    def answer(self, data: bytes, announced: float | None) -> None:
-        """A PING arrived. Raises RemoteProtocolError if the peer pings far more often than it `announced`."""
+    def answer(self, data: bytes, announced: float | None, *, in_turn: bool = False) -> None:
+        """A PING arrived. Raises RemoteProtocolError if the peer pings far more often than it `announced`.
+
+        `in_turn`: answer it behind the small frames that are in the queue, and not ahead of them.
+        """
         now = trio.current_time()
         rate = PING_RATE + (1.0 / announced if announced else 0.0)
-        self._ping_budget = min(PING_ALLOWANCE, self._ping_budget + rate * (now - self._ping_budget_at)) - 1
-        self._ping_budget_at = now
         self._owed_pongs += 1
-        if self._ping_budget < 0 or self._owed_pongs > MAX_OWED_PONGS:
+        if not self._ping_budget.spend(now, rate) or self._owed_pongs > MAX_OWED_PONGS:
             raise RemoteProtocolError("too_many_pings: the peer pings far more often than its HELLO announced")
-        self._outbox.put_control(self._protocol.pong(data), self._pong_left)
+        pong = self._protocol.pong(data)
+        if in_turn:
+            self._outbox.put(pong)
+            self._owed_pongs -= 1  # None tells when it has left; their rate bounds them.
+        else:
+            self._outbox.put_control(pong, self._pong_left)
 
     def _pong_left(self) -> None:
         self._owed_pongs -= 1

@@ -177,6 +177,7 @@ BAD_HELLOS = [
     (b'{"ping_interval":1' + b"0" * 400 + b"}", "expected seconds"),
     (b'{"credentials":"secret"}', "expected an object"),
     (b'{"product":3}', "expected a short text"),
+    (b'{"instance":"' + b"0" * 256 + b'"}', "expected a short text"),
 ]
 
 

@@ -156,8 +156,11 @@ def dumped() -> list[tuple[str, bytes]]:
 
 def session() -> Iterator[tuple[str, bytes]]:
     """What the page tells, as this library does it."""
-    d = Protocol(Role.DIALLER, Hello(ping_interval=10.0, ping_timeout=5.0))
-    a = Protocol(Role.ACCEPTOR, Hello(ping_interval=10.0, ping_timeout=5.0, services=("Inventory",)))
+    d = Protocol(Role.DIALLER, Hello(ping_interval=10.0, ping_timeout=5.0, instance="5f3a90c1d27e4b68"))
+    a = Protocol(
+        Role.ACCEPTOR,
+        Hello(ping_interval=10.0, ping_timeout=5.0, services=("Inventory",), instance="c04e7712ab95d3f0"),
+    )
     stock, watch, take = map(wire.method_block, ("Inventory.stock", "Inventory.watch", "Inventory.take"))
     pack = msgpack.packb
     yield "dialler", d.greeting()

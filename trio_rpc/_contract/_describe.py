@@ -213,6 +213,8 @@ class _View:
             idempotent=bool(options.idempotent),
             raises=options.raises,
             thread=bool(options.thread),
+            unlimited=bool(options.unlimited),
+            limit=options.limit,
             is_async=found.is_async,
             implemented=not found.declaration,
             doc=inspect.getdoc(found.function) or inspect.getdoc(promised.function) or "",

@@ -79,6 +79,8 @@ class Method:
         raises: the exception classes named here; `describe_contract` adds those of the methods it overrides.
         idempotent: True or False where it is said here, None where it is left to the contract.
         thread: likewise.
+        unlimited: likewise.
+        limit: how many of its calls a server runs at once, or None.
         known_names: names in the annotations' text that only the blocks around the decorator knew.
     """
 
@@ -92,6 +94,8 @@ class Method:
         raises: Sequence[type[Exception]] = (),
         idempotent: bool | None = None,
         thread: bool | None = None,
+        unlimited: bool | None = None,
+        limit: int | None = None,
     ) -> None:
         check_subject(function)
         functools.update_wrapper(self, function)
@@ -101,12 +105,14 @@ class Method:
         self.known_names = captured_names(function)
         annotations = inspect.get_annotations(inspect.unwrap(function))
         heads = {name: head(annotation, function, self.known_names) for name, annotation in annotations.items()}
-        for mistake in mistakes(function, heads, raises, thread):
+        for mistake in mistakes(function, heads, raises, thread, limit):
             raise TypeError(f"{function.__qualname__}: {mistake}")
         self.is_async = is_asynchronous(function, heads)
         self.raises = tuple(raises)
         self.idempotent = idempotent
         self.thread = thread
+        self.unlimited = unlimited
+        self.limit = limit
         self.stream_parameter = next(
             (name for name in heads if name != "return" and heads[name] is AsyncIterable), None
         )
@@ -182,7 +188,12 @@ def method(function: Callable[P, Coroutine[Any, Any, R]], /) -> Callable[P, Coro
 def method(function: Callable[P, R], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
 @overload
 def method(
-    *, raises: Sequence[type[Exception]] = (), idempotent: bool | None = None, thread: bool | None = None
+    *,
+    raises: Sequence[type[Exception]] = (),
+    idempotent: bool | None = None,
+    thread: bool | None = None,
+    unlimited: bool | None = None,
+    limit: int | None = None,
 ) -> _Decorator: ...
 def method(
     function: Callable[..., Any] | None = None,
@@ -191,6 +202,8 @@ def method(
     raises: Sequence[type[Exception]] = (),
     idempotent: bool | None = None,
     thread: bool | None = None,
+    unlimited: bool | None = None,
+    limit: int | None = None,
 ) -> Any:
     """Let a function of a class be called from elsewhere; alone, or with options.
 
@@ -204,9 +217,14 @@ def method(
         raises: exception classes that keep their type on the way to the caller.
         idempotent: running it twice does no harm, so a call that may have run is retried.
         thread: run a plain `def` in a worker thread.
+        unlimited: serve it however busy the server is: its calls are outside of all admission limits. For what an
+            operator needs most when a server is overloaded, like a health check; never for work.
+        limit: how many of its calls a server runs at once; one more is refused as Overloaded, and did not run.
 
     Raises:
         TypeError: the function cannot be a method; the sentence says what to write instead.
     """
-    make = functools.partial(Method, raises=raises, idempotent=idempotent, thread=thread)
+    make = functools.partial(
+        Method, raises=raises, idempotent=idempotent, thread=thread, unlimited=unlimited, limit=limit
+    )
     return make if function is None else make(function)

@@ -60,12 +60,16 @@ def wrapped(member: object) -> object:
     return member.func if isinstance(member, functools.cached_property) else None
 
 
-def mistakes(function: Callable[..., Any], heads: Mapping[str, Any], raises: Any, thread: bool | None) -> Iterator[str]:
+def mistakes(
+    function: Callable[..., Any], heads: Mapping[str, Any], raises: Any, thread: bool | None, limit: Any
+) -> Iterator[str]:
     parameters = list(inspect.signature(function).parameters.values())
     yield from _self_mistakes(parameters)
     yield from _parameter_mistakes(parameters[1:], heads)
     yield from _result_mistakes(function, heads.get("return"))
     yield from _option_mistakes(function, heads, raises, thread)
+    if limit is not None and (type(limit) is not int or limit < 1):
+        yield f"limit={limit!r} is no number of calls: write 1 or more, or leave it out"
 
 
 def _self_mistakes(parameters: list[Parameter]) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from inspect import Parameter
+from typing import TypeVar
 
 import attrs
 
@@ -13,11 +14,16 @@ from ._method import Method
 __all__ = ["Options", "merged_options", "widened"]
 
 
+T = TypeVar("T", bool, int)
+
+
 @attrs.frozen
 class Options:
     raises: tuple[type[Exception], ...] = ()
     idempotent: bool | None = None
     thread: bool | None = None
+    unlimited: bool | None = None
+    limit: int | None = None
 
 
 def merged_options(chain: Sequence[Method]) -> Options:
@@ -28,12 +34,16 @@ def merged_options(chain: Sequence[Method]) -> Options:
             raises=tuple(dict.fromkeys((*merged.raises, *override.raises))),
             idempotent=_merged("idempotent", merged.idempotent, override, chain[0]),
             thread=_merged("thread", merged.thread, override, chain[0]),
+            unlimited=_merged("unlimited", merged.unlimited, override, chain[0]),
+            limit=_merged("limit", merged.limit, override, chain[0]),
         )
+    if merged.unlimited and merged.limit is not None:
+        raise TypeError(f"{chain[-1].__qualname__} is unlimited, and has limit={merged.limit}: leave out one of them")
     return merged
 
 
-def _merged(option: str, said: bool | None, override: Method, first: Method) -> bool | None:
-    says: bool | None = getattr(override, option)
+def _merged(option: str, said: T | None, override: Method, first: Method) -> T | None:
+    says: T | None = getattr(override, option)
     if said is not None and says is not None and said != says:
         raise _changes(override, first, f"{option} from {said} to {says}")
     return said if says is None else says

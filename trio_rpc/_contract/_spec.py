@@ -35,6 +35,10 @@ class MethodSpec:
     """The contract's exception classes, and those that overrides add."""
     thread: bool
     """A plain `def` that runs in a worker thread."""
+    unlimited: bool
+    """Served outside of all admission limits."""
+    limit: int | None
+    """How many of its calls a server runs at once."""
     is_async: bool
     """False for a plain `def`."""
     implemented: bool

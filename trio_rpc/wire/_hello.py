@@ -49,6 +49,8 @@ class Hello:
     services: tuple[str, ...] = ()
     """Names of the services that this side offers the other."""
     product: str = "trio_rpc"
+    instance: str = ""
+    """Which server or pool this is, as against others at the same address; random. Empty where a peer does not say."""
 
     def __attrs_post_init__(self) -> None:
         # No frame is larger than a message: with this said once, one comparison at the header holds both limits.
@@ -112,8 +114,12 @@ def _seconds(v: Any) -> bool:
     return type(v) in (int, float) and 0 <= v <= 1e9
 
 
+def _short(v: Any) -> bool:
+    return isinstance(v, str) and len(v) <= 255
+
+
 def _texts(v: Any) -> bool:
-    return isinstance(v, list) and len(v) <= 10_000 and all(isinstance(text, str) and len(text) <= 255 for text in v)
+    return isinstance(v, list) and len(v) <= 10_000 and all(map(_short, v))
 
 
 _FIELDS: dict[str, tuple[Any, str]] = {
@@ -128,7 +134,8 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     "ping_timeout": (_seconds, "seconds"),
     "credentials": (lambda v: isinstance(v, dict), "an object"),
     "services": (_texts, "a list of service names"),
-    "product": (lambda v: isinstance(v, str) and len(v) <= 255, "a short text"),
+    "product": (_short, "a short text"),
+    "instance": (_short, "a short text"),
 }
 
 

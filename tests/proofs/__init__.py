@@ -1,0 +1,1 @@
+"""Whether the promises about many servers hold: `python -m tests.proofs --help`."""
