@@ -1,18 +1,20 @@
 """The acceptance list: gRPC's interop cases, adapted, each on both codecs, plain and under TLS, over real sockets.
 
-A case carries its number and name in the list. Its docstring says what gRPC's case is, and what ours is. What has no
-counterpart says why: the compression of 3, 4, 6 and 8 (the wire has a flag reserved for it, and no algorithm yet),
+A case carries its number and name in the list. Its docstring says what gRPC's case is, and what ours is. What is shown
+by other tests, as it needs hours of virtual time, names them in SHOWN_BY; what has no counterpart says why in NOT_OURS,
 and the host name of 42 where there is no TLS.
 """
 
 from __future__ import annotations
 
+import ast
 import itertools
 import logging
 import random
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -40,7 +42,7 @@ T = TypeVar("T")
 
 CODECS = ("msgpack", "json")
 KIB = 1024
-NUMBERS = {1, 2, 5, 7, *range(9, 25), *range(29, 36), *range(37, 47), 50, 63, 64, 67}
+LAST_NUMBER = 67
 SPECIAL_TEXT = "\t\ntest with whitespace\r\nand Unicode BMP ☺ and non-BMP 😈\t\n"
 
 Scenario = Callable[[World], Awaitable[None]]
@@ -814,6 +816,62 @@ async def fuzzed_frames(world: World) -> None:
         await survives(world, lambda peer, ids: mutate(a_reply(peer, ids), rng))
 
 
+@item(28, "goaway")
+async def goaway(world: World) -> None:
+    """gRPC: GOAWAY comes with the first call's reply, and the second call goes over a new connection. Ours: the same, and
+    the caller is unaware of it; the old connection was not lost, but left.
+    """
+    connections = itertools.count(1)
+
+    async def speak(peer: HandPeer) -> None:
+        number = next(connections)
+        request_id = (await peer.requests("word"))["word"]
+        farewell = [peer.protocol.goaway(request_id, Code.UNAVAILABLE, "enough")] if number == 1 else []
+        await peer.send(peer.response(request_id, f"from {number}"), *farewell)
+        await peer.wait_closed()
+        left.append(number)
+
+    left: list[int] = []
+    async with world.hand_server(speak) as target, world.open_pool(target, limits=AT_ONCE) as pool:
+        words = pool.stub(Words)
+        assert [await words.word(), await words.word()] == ["from 1", "from 2"]
+        await world.until(lambda: left == [1])
+        stats = pool.statistics()
+        assert (stats.connects, stats.closed_going_away, stats.lost, stats.errors) == (2, 1, 0, 0)
+
+
+@item(47, "too_many_pings")
+async def too_many_pings(world: World) -> None:
+    """gRPC: the third ping that comes too early ends the connection, calls in flight fail with 14, and the client pings
+    half as often from then on. Ours: HELLO tells each side's rhythm, so who keeps to it pings never too often, and has
+    nothing to change; a flood, from either side, ends the connection, and what is in flight there fails with 14.
+    """
+    async with world.hand_client() as peer:
+        await peer.send(peer.request("hold")[1])
+        await world.until(lambda: world.service.running)
+        await peer.send(*[peer.protocol.ping(bytes(8))] * 100)
+        assert "too_many_pings" in (await peer.expect(GoAwayReceived)).message
+        await peer.wait_closed()
+    await world.until(lambda: world.service.endings == ["Cancelled"])
+
+    goodbyes: list[str] = []
+
+    async def speak(peer: HandPeer) -> None:
+        if goodbyes:
+            await answer_well(peer)
+        await peer.requests("word")
+        await peer.send(*[peer.protocol.ping(bytes(8))] * 100)
+        goodbyes.append((await peer.expect(GoAwayReceived)).message)
+
+    async with world.hand_server(speak) as target, world.open_pool(target, limits=AT_ONCE) as pool:
+        with pytest.raises(trio_rpc.ConnectionLost, match="too_many_pings") as caught:
+            await pool.stub(Words).word()
+        assert (caught.value.code, caught.value.may_have_run) == (Code.UNAVAILABLE, True)
+        await world.until(lambda: goodbyes)
+        assert "too_many_pings" in goodbyes[0]
+        assert await pool.stub(Words).word() == "good"
+
+
 @item(50, "silent_peer")
 async def silent_peer(world: World) -> None:
     """gRPC: a peer that falls silent is closed by keepalive, its calls fail with 14. Ours: within `interval + timeout`,
@@ -896,6 +954,69 @@ async def reset_flood(world: World) -> None:
     assert (world.pool.statistics().connects, world.pool.statistics().lost) == (1, 0)
 
 
+# -- the items that have no case here ----------------------------------------------------------------------------------
+
+COMPRESSION = "nothing is compressed: the wire has a flag reserved for it, and no algorithm yet"
+NOT_OURS = {
+    3: COMPRESSION,
+    4: COMPRESSION,
+    6: COMPRESSION,
+    8: COMPRESSION,
+    26: "credentials are a connection's, said once, in HELLO: a call has none of its own",
+    65: "there are counters of connections and calls, and no list of them yet that a peer could ask for",
+    66: "there is no reflection yet: who calls has the contract, or knows the method's name",
+}
+SHOWN_BY: dict[int, Sequence[str]] = {
+    25: (
+        "test_idempotency_keys.py::test_a_hundred_at_once_are_one_run",
+        "test_idempotency_keys.py::test_a_result_is_kept_for_its_window",
+    ),
+    27: ("test_transports.py::test_credentials", "test_transports.py::test_credentials_that_are_refused"),
+    36: ("test_many_peers.py::test_a_peer_that_closes_every_connection",),
+    48: (
+        "test_ages.py::test_a_connection_is_drained_at_its_age",
+        "test_ages.py::test_calls_on_an_old_connection_have_the_grace",
+        "test_ages.py::test_callers_do_not_notice_the_age",
+    ),
+    49: (
+        "test_ages.py::test_an_idle_connection_is_drained",
+        "test_ages.py::test_a_stream_is_a_call_for_as_long_as_it_lasts",
+    ),
+    51: (
+        "test_retry.py::test_the_throttles_tokens",
+        "test_retry.py::test_the_throttle_holds_from_the_fifth_failure_on",
+    ),
+    52: ("test_retry.py::test_push_back_says_when", "test_retry.py::test_push_back_says_never"),
+    53: (
+        "test_retry.py::test_what_was_refused_is_sent_again_at_once",
+        "test_retry.py::test_further_attempts_say_how_many_may_have_run",
+    ),
+    54: ("test_retry.py::test_more_than_five_attempts_act_as_five",),
+    55: ("test_retry.py::test_one_deadline_spans_all_attempts", "test_hedging.py::test_one_deadline_spans_all_copies"),
+    56: (
+        "test_hedging.py::test_a_failure_that_others_may_not_have_sends_the_next_at_once",
+        "test_hedging.py::test_the_first_answer_wins",
+    ),
+    57: (
+        "test_many_peers.py::test_one_of_ten_fails_all_its_calls",
+        "test_many_peers.py::test_a_tenth_is_ejected_at_most",
+    ),
+    58: (
+        "test_many_peers.py::test_where_all_are_bad_all_are_picked_from",
+        "test_many_peers.py::test_in_a_panic_the_ejected_are_picked_too",
+    ),
+    59: ("test_happy_eyeballs.py::test_the_first_address_that_answers_is_taken",),
+    60: ("test_many_peers.py::test_whom_an_outage_concerns",),
+    61: (
+        "test_health.py::test_health_flips_routing",
+        "test_health.py::test_without_a_health_service_a_server_is_healthy",
+    ),
+    62: (
+        "test_many_peers.py::test_three_servers_are_replaced",
+        "guarantees/test_09_drain.py::test_a_restart_is_not_noticed",
+    ),
+}
+
 # -- the table, run ----------------------------------------------------------------------------------------------------
 
 CASES = [
@@ -906,9 +1027,21 @@ CASES = [
 ]
 
 
-def test_every_item_has_one_case() -> None:
-    """The list is complete, and no number is there twice."""
-    assert sorted(item.number for item in ITEMS) == sorted(NUMBERS)
+def test_every_item_has_its_place() -> None:
+    """No number is missing, and none is there twice: it has a case, or tests elsewhere, or a reason why not."""
+    numbers = [*(item.number for item in ITEMS), *SHOWN_BY, *NOT_OURS]
+    assert sorted(numbers) == list(range(1, LAST_NUMBER + 1))
+
+
+@pytest.mark.parametrize("number", SHOWN_BY)
+def test_what_is_shown_elsewhere_is_there(number: int) -> None:
+    """Each of the tests that an item names exists, in the file that it names."""
+    for name in SHOWN_BY[number]:
+        file, _, function = name.partition("::")
+        module = ast.parse((Path(__file__).parent / file).read_text(encoding="utf-8"))
+        assert function in {
+            node.name for node in module.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        }
 
 
 @pytest.mark.parametrize(("item", "codec", "transport"), CASES)

@@ -190,7 +190,7 @@ async def test_in_a_panic_the_ejected_are_picked_too(autojump_clock: MockClock) 
 
 
 async def test_a_peer_that_closes_every_connection(autojump_clock: MockClock) -> None:
-    """36: in 540 s it is dialled 13 or 14 times, later and later: 1 s, times 1.6, at most 120 s, a fifth more or less."""
+    """36: in 540 s it is dialled about 13 times, later and later: 1 s, times 1.6, at most 120 s, a fifth more or less."""
     dialled_at: list[float] = []
 
     async def hangs_up() -> trio.abc.Stream:

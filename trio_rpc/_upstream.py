@@ -31,12 +31,8 @@ from .wire import Hello, Protocol
 
 __all__ = ["Owner", "Upstream", "own_copy"]
 
-HEALTH_WATCH, SERVING = "Health.watch", "SERVING"
-"""What `trio_rpc.health` serves."""
 LIFETIME_JITTER = 0.05
 """Connections of one start do not all end together (psycopg_pool: up to 5 % earlier)."""
-
-Dial = Callable[[], Awaitable[trio.abc.Stream]]
 
 
 class Owner(Interface):

@@ -69,6 +69,10 @@ class Call:
     priority: int | None
     routing_key: str | None
 
+    def __str__(self) -> str:
+        said = {name: value for name, value in attrs.asdict(self).items() if value is not None and value is not False}
+        return f"Call({', '.join(f'{name}={value}' for name, value in said.items())})"
+
 
 @attrs.frozen
 class Freeze:

@@ -77,7 +77,8 @@ class Site:
     async def kill(self, pause: float) -> None:
         """End a life at once; the next one begins after a while."""
         for link in self._listener.links:
-            link.reset()
+            if not link.pipes[1].lost:  # Else the news is lost as well.
+                link.reset()
         await self._listener.aclose()
         self._life.cancel()
         await self._start_after(pause)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -69,6 +69,10 @@ async def open_loopback(
     heartbeat: trio_rpc.Heartbeat = NO_HEARTBEAT,
     server_heartbeat: trio_rpc.Heartbeat = NO_HEARTBEAT,
     retry: trio_rpc.RetryPolicy = trio_rpc.RetryPolicy(),  # noqa: B008 - frozen
+    hedge: trio_rpc.HedgePolicy | None = None,
+    breaker: trio_rpc.CircuitBreaker | None = None,
+    health_check: str | None = None,
+    on_connect: Callable[[trio_rpc.Peer], Awaitable[object]] | None = None,
     credentials: Any = None,
     metadata: Mapping[str, str | bytes] | None = None,
     callbacks: object = (),
@@ -76,6 +80,7 @@ async def open_loopback(
     server_interceptors: Sequence[trio_rpc.Interceptor] = (),
     authenticate: Any = None,
     authorize: Any = None,
+    adaptive: trio_rpc.AdaptiveLimit | None = None,
     debug: bool = False,
     capacity: int | None = 64 * 1024,
     wrap: Callable[[trio.abc.Stream], trio.abc.Stream] = lambda stream: stream,
@@ -93,6 +98,7 @@ async def open_loopback(
         "interceptors": server_interceptors,
         "authenticate": authenticate,
         "authorize": authorize,
+        "adaptive": adaptive,
         "debug": debug,
     }
     async with (
@@ -103,6 +109,10 @@ async def open_loopback(
             limits=limits,
             heartbeat=heartbeat,
             retry=retry,
+            hedge=hedge,
+            breaker=breaker,
+            health_check=health_check,
+            on_connect=on_connect,
             credentials=credentials,
             metadata=metadata,
             services=callbacks,
