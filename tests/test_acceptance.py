@@ -835,7 +835,7 @@ async def goaway(world: World) -> None:
     async with world.hand_server(speak) as target, world.open_pool(target, limits=AT_ONCE) as pool:
         words = pool.stub(Words)
         assert [await words.word(), await words.word()] == ["from 1", "from 2"]
-        await world.until(lambda: left == [1])
+        await world.until(lambda: left == [1] and pool.statistics().closed_going_away)
         stats = pool.statistics()
         assert (stats.connects, stats.closed_going_away, stats.lost, stats.errors) == (2, 1, 0, 0)
 
@@ -854,10 +854,10 @@ async def too_many_pings(world: World) -> None:
         await peer.wait_closed()
     await world.until(lambda: world.service.endings == ["Cancelled"])
 
-    goodbyes: list[str] = []
+    connections, goodbyes = itertools.count(), list[str]()
 
     async def speak(peer: HandPeer) -> None:
-        if goodbyes:
+        if next(connections):
             await answer_well(peer)
         await peer.requests("word")
         await peer.send(*[peer.protocol.ping(bytes(8))] * 100)

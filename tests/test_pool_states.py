@@ -662,7 +662,6 @@ async def _swallow(stream: trio.abc.Stream) -> None:
         pass
 
 
-@pytest.mark.xfail(reason="a call between two attempts is neither in line nor in flight: drain does not know it")
 async def test_drain_lets_calls_between_two_attempts_end(autojump_clock: MockClock) -> None:
     """What the server sent away in the very moment is tried again, as without the drain."""
 

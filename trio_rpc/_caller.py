@@ -72,6 +72,7 @@ class Caller:
         rng: Callable[[], float] = random.random,
         counters: CallerCounters | None = None,
         budget: Budget | None = None,
+        resumed: Callable[[], object] = lambda: None,
     ) -> None:
         self._describe = describe
         self.pick = pick
@@ -96,10 +97,19 @@ class Caller:
         self._untyped: dict[tuple[str, Shape], RemoteMethod] = {}
         self.restarting: dict[StreamCall | HedgedCall, None] = {}
         """What nobody awaits as a whole, between two attempts; in order."""
+        self.pausing: int = 0
+        """Calls whose tasks sleep between two attempts."""
+        self.resumed = resumed
+        """Told that a call is between two attempts no more."""
         self.rng = rng
 
     def __repr__(self) -> str:
         return self._describe()
+
+    @property
+    def between_attempts(self) -> bool:
+        """True while any call is neither in a line nor in flight, and will be again."""
+        return bool(self.pausing or self.restarting)
 
     def by_name(self, name: str, shape: Shape) -> RemoteMethod:
         """A method without a contract, compiled once. Raises ValueError for what is no name."""

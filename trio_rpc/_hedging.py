@@ -120,7 +120,9 @@ class HedgedCall:
         due, self._due = self._due, None
         if due is not None:
             self._caller.timer.forget(due)
-        self._caller.restarting.pop(self, None)
+        if self in self._caller.restarting:
+            del self._caller.restarting[self]
+            self._caller.resumed()
 
     def begin_anew(self) -> None:
         """Make the next attempt; by the timer, or at once because the caller closes and it is to fail."""

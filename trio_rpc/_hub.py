@@ -142,6 +142,7 @@ class Hub:
             rng=self.draw,
             counters=self.caller_counters,
             budget=self._budget,
+            resumed=self._note_resumed,
         )
         self._callers.add(caller)
         return caller
@@ -452,8 +453,24 @@ class Hub:
         """Turn new calls away, and wait until those that wait or are under way have ended."""
         self._draining = True
         self._refresh()
-        while len(self.lines) or any(any(map(upstream.busy, upstream.in_use)) for upstream in self.roster.all):
-            await self.changes.park()
+        while True:
+            while self._has_calls():
+                await self.changes.park()
+            # A call that has just ended may have been told so, and not yet begun its next attempt: its task runs now.
+            await trio.lowlevel.checkpoint()
+            if not self._has_calls():
+                return
+
+    def _has_calls(self) -> bool:
+        return (
+            len(self.lines) > 0
+            or any(caller.between_attempts for caller in self._callers)
+            or any(any(map(upstream.busy, upstream.in_use)) for upstream in self.roster.all)
+        )
+
+    def _note_resumed(self) -> None:
+        if self._draining:
+            self.changes.unpark_all()
 
     # -- what the callers ask --------------------------------------------------------------------------------------
 
@@ -479,7 +496,7 @@ class Hub:
         return least_in_flight(plain, self.rng)
 
     def _pick_among(self, route: Route | None) -> Connection | None:
-        self.check_open()
+        self.check_open(route)
         if route is not None and route.home is not None:
             return self.pick_at(self._at_home(route), route)
         if self._line.count or self.lines.suspended:
@@ -487,9 +504,9 @@ class Hub:
         found = self.balancer.begin(route)
         return found[1] if found is not None else None
 
-    def pick_at(self, upstream: Upstream, _route: Route | None = None) -> Connection | None:
+    def pick_at(self, upstream: Upstream, route: Route | None = None) -> Connection | None:
         """The same, at this endpoint and nowhere else."""
-        self.check_open()
+        self.check_open(route)
         if upstream.leaving:
             raise self.lines.gone(upstream.name)
         if upstream.line or self.lines.suspended:
@@ -527,11 +544,11 @@ class Hub:
         upstream.dial_what_is_wanted()
         self.lines.doubt(attempt, upstream)
 
-    def check_open(self) -> None:
-        """Raise what a call gets that comes too late."""
+    def check_open(self, route: Route | None = None) -> None:
+        """Raise what a call gets that comes too late. To drain, one that goes on after a first attempt has come before."""
         if self.keeper.closing:
             raise self._closed_error()
-        if self._draining:
+        if self._draining and not (route is not None and route.avoid):
             raise PoolClosed(f"the pool of {self.target} is draining")
         if self._over is not None:
             raise self._over_error()

@@ -207,6 +207,7 @@ class StreamCall:
         if self not in self._caller.restarting:
             return
         del self._caller.restarting[self]
+        self._caller.resumed()
         if self._leaving or (self._feeder is not None and self._feeder.error is not None):
             return
         assert self._attempt is not None

@@ -98,9 +98,15 @@ class Trial:
         delay = self.delay(error, call)
         if delay is None:
             raise self.final(error)
-        self._caller.counters.retries += 1
+        caller = self._caller
+        caller.counters.retries += 1
         if delay:
-            await trio.sleep(delay)
+            caller.pausing += 1
+            try:
+                await trio.sleep(delay)
+            finally:
+                caller.pausing -= 1
+                caller.resumed()
 
     def delay(self, error: BaseException, call: Outgoing) -> float | None:
         """Seconds to the next attempt, which is paid for; None: `error`, which `call` ended with, is final."""

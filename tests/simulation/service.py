@@ -137,7 +137,7 @@ class Simulated:
     async def ping(self) -> None:
         await trio.sleep(0.01)
 
-    @method(idempotent=True)
+    @method
     async def meet(self, count: int) -> None:
         await self._ledger.meet(count)
 

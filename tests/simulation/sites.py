@@ -27,28 +27,35 @@ class Site:
         self.servers: list[trio_rpc.Server] = []
         """All that have lived here."""
         self.nursery: trio.Nursery
-        self.health = HealthService()
-        """Of the latest."""
         self._plan, self._codec, self._rng = plan, codec, rng
         self._make_service, self._journal = make_service, journal
         self._listener: Listener
+        self._health: HealthService
         self._life: trio.CancelScope
 
     async def start(self) -> None:
         """Begin a new life."""
-        listener, life, self.health = self.host.listen(), trio.CancelScope(), HealthService()
-        server: trio_rpc.Server = await self.nursery.start(self._serve, listener, life)
+        listener, health, life = self.host.listen(), HealthService(), trio.CancelScope()
+        server: trio_rpc.Server = await self.nursery.start(self._serve, listener, health, life)
         server.rng = self._rng.random
         self.servers.append(server)
-        self._listener, self._life = listener, life  # Not before: what is not born yet is not killed.
+        self._listener, self._health, self._life = (
+            listener,
+            health,
+            life,
+        )  # Not before: what is not born yet is not killed.
         self._journal.note("serving", self.host.name)
 
     async def _serve(
-        self, listener: Listener, life: trio.CancelScope, task_status: trio.TaskStatus[trio_rpc.Server]
+        self,
+        listener: Listener,
+        health: HealthService,
+        life: trio.CancelScope,
+        task_status: trio.TaskStatus[trio_rpc.Server],
     ) -> None:
         with life:
             await trio_rpc.serve(
-                [self._make_service(), self.health],
+                [self._make_service(), health],
                 listener,
                 limits=self._plan.limits,
                 heartbeat=self._plan.heartbeat,
@@ -59,7 +66,7 @@ class Site:
 
     async def drain(self, grace: float, pause: float | None) -> None:
         """End a life in peace; the next one begins before it, or after."""
-        old, health = self.servers[-1], self.health
+        old, health = self.servers[-1], self._health
         if pause is None:
             await self.start()
         health.shut_down()
@@ -69,7 +76,7 @@ class Site:
 
     async def ail(self, seconds: float) -> None:
         """Say for a while that calls had better go elsewhere."""
-        health = self.health
+        health = self._health
         health.set("", Status.NOT_SERVING)
         await trio.sleep(seconds)
         health.set("", Status.SERVING)

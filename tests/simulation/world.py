@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from random import Random
 from typing import Any
 from unittest import mock
@@ -13,7 +14,7 @@ from unittest import mock
 import trio
 
 import trio_rpc
-from trio_rpc import Endpoint, EndpointTarget, RetryPolicy, RpcError, _open_pool
+from trio_rpc import Endpoint, EndpointTarget, RpcError, _open_pool
 from trio_rpc._address import Address
 
 from .calling import Outcome, make_call
@@ -46,7 +47,6 @@ __all__ = ["World"]
 FOREVER = 1000.0
 """Virtual seconds that no plan takes: then something waits that nothing will ever wake."""
 SERVER_COUNTS = ("connections", "handshaking", "in_flight", "calling_back", "keyed_in_flight")
-PATIENT = RetryPolicy(attempts=5, budget=None)
 
 
 class Resolver:
@@ -285,7 +285,7 @@ class World:
     async def _check_works_again(self, pool: trio_rpc.Pool) -> None:
         bound = 2 * self.plan.patience
         with trio.move_on_after(bound) as scope:
-            await pool.stub(Simulated, wait_for_ready=True, retry=PATIENT, hedge=None).ping()
+            await _succeed(pool.stub(Simulated, wait_for_ready=True).ping)
         self._expect(not scope.cancelled_caught, f"no call succeeds within {bound} s of the last fault: {pool}")
 
     async def _check_room(self, client: Client, endpoint: EndpointTarget) -> None:
@@ -293,12 +293,11 @@ class World:
         limits = self.plan.servers[int(endpoint.address.partition("s")[2][0])].limits
         at_once = min(client.limits.max_in_flight, limits.max_in_flight) - client.checks_health
         places = client.limits.max_connections * at_once
-        bound = 2 * self.plan.patience
-        stub = endpoint.stub(Simulated, wait_for_ready=True, retry=PATIENT, hedge=None)
-        with trio.move_on_after(bound) as scope:
+        stub = endpoint.stub(Simulated, wait_for_ready=True)
+        with trio.move_on_after(2 * self.plan.patience) as scope:
             async with trio.open_nursery() as nursery:
                 for _ in range(places):
-                    nursery.start_soon(stub.meet, places)
+                    nursery.start_soon(_succeed, partial(stub.meet, places))
         self._expect(not scope.cancelled_caught, f"there are no {places} places any more: {endpoint}")
 
     async def _check_is_empty(self, party: trio_rpc.Pool | trio_rpc.Server, *names: str) -> None:
@@ -312,6 +311,16 @@ class World:
         if not holds:
             self.faults.append(otherwise)
             self.journal.note("FAULT", otherwise)
+
+
+async def _succeed(call: Callable[[], Awaitable[object]]) -> None:
+    """Call until it succeeds: a connection may be lost still, or its server may have it end for its age."""
+    while True:
+        try:
+            await call()
+            return
+        except RpcError:
+            await trio.sleep(0.1)
 
 
 async def _prepare(peer: trio_rpc.Peer) -> None:
