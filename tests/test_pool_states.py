@@ -20,7 +20,7 @@ import trio.testing
 from trio.testing import MockClock
 
 import trio_rpc
-from tests.pool_world import NO_JITTER, QUIET, Desk, open_world
+from tests.pool_world import NO_JITTER, QUIET, Desk, World, open_world
 from tests.scripted import ScriptedPeer, ScriptedServer, greet_and_serve, watchdog
 from trio_rpc import (
     CircuitBreaker,
@@ -61,7 +61,8 @@ class Clerk(Desk):
         return self.name
 
     @method
-    async def refuse(self) -> str:
+    async def refuse(self, seconds: float = 0) -> str:
+        await trio.sleep(seconds)
         raise trio_rpc.RemoteError("out of order", code=trio_rpc.Code.UNAVAILABLE)
 
 
@@ -684,3 +685,36 @@ async def test_drain_lets_calls_between_two_attempts_end(autojump_clock: MockClo
                 await pool.drain()
             assert [result for result, _ in answers] == ["A.b"]
         nursery.cancel_scope.cancel()
+
+
+async def test_who_waits_learns_that_all_circuits_have_opened(autojump_clock: MockClock) -> None:
+    """Then, and not when its time in line is over; who waits for ready gets a place once one is closed again."""
+    breaker = CircuitBreaker(consecutive=1, backoff=trio_rpc.Backoff(initial=3, jitter=0))
+    limits = {"max_connections": 1, "max_in_flight": 1}
+    async with open_street("a", breaker=breaker, limits=limits) as street, trio.open_nursery() as nursery:
+        await street.pool.connect()
+
+        answers: list[Any] = []
+        nursery.start_soon(timed, street, partial(street.stub().refuse, 1), answers)
+        await trio.sleep(0.5)
+        nursery.start_soon(timed, street, street.stub(wait_for_ready=True).who, answers)
+        nursery.start_soon(timed, street, street.stub().who, answers)
+        await trio.sleep(5)
+        assert sorted(answers) == [("CircuitOpen", 1), ("RemoteError", 1), ("a", 4)]
+
+
+async def test_a_drain_that_is_cancelled_closes_at_once(autojump_clock: MockClock) -> None:
+    """It leaves no pool that is open and takes nothing."""
+    async with open_world() as world, trio.open_nursery() as nursery:
+        nursery.start_soon(closed_under, world)
+        await trio.sleep(0.1)
+        with trio.move_on_after(1):
+            await world.pool.drain(100)
+        await world.pool.aclose()
+        assert trio.current_time() < 3
+
+
+async def closed_under(world: World) -> None:
+    """A call that the pool's end stops."""
+    with pytest.raises(trio_rpc.PoolClosed):
+        await world.stub.hold(60)

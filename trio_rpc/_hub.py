@@ -380,6 +380,7 @@ class Hub:
         """An endpoint was ejected or restored, or its circuit is another one."""
         self.events.tell(kind, upstream.name, detail)
         self.lines.admit_all()
+        self.lines.note_circuits()
 
     def changed(self, upstream: Upstream) -> None:
         """Its connections or its hopes are others now."""

@@ -47,9 +47,12 @@ class Lines:
     def join(self, attempt: Attempt) -> None:
         """Wait for a place anywhere. Raises PoolExhausted, CircuitOpen."""
         if attempt.acquire_timeout is not None and self._balancer.all_open():
-            where = self._roster.target
-            raise CircuitOpen(f"the circuits of all endpoints of {where} are open", peer=where)
+            raise self._circuits_open()
         self.common.join(attempt)
+
+    def _circuits_open(self) -> CircuitOpen:
+        where = self._roster.target
+        return CircuitOpen(f"the circuits of all endpoints of {where} are open", peer=where)
 
     def join_at(self, upstream: Upstream, attempt: Attempt) -> None:
         """Wait for a place at this endpoint. Raises PoolExhausted."""
@@ -145,6 +148,11 @@ class Lines:
             upstream.line.fail_all(partial(self.gone, upstream.name))
         else:
             _fail(upstream.line, self._despair_at(upstream))
+
+    def note_circuits(self) -> None:
+        """Circuits are others now: if all are open, nobody in line gets a place soon."""
+        if self._balancer.all_open():
+            self.common.fail(self._circuits_open, lambda attempt: attempt.acquire_timeout is not None)
 
     def doubt(self, attempt: Attempt, upstream: Upstream | None = None) -> None:
         """The same for one who has just joined; the others know already."""

@@ -109,26 +109,29 @@ def open_pool(
 def _make_hub(target: AnyTarget, ssl_context: ssl.SSLContext | None, settings: PoolSettings) -> Hub:
     """Find out what kind of target it is. What is no target is told before anything is dialled."""
     site_of = partial(_site_of, ssl_context)
-    if isinstance(target, str):
-        resolver = resolver_for(target, ssl_context)
-        if resolver is not None:
-            return Hub(target, (), settings, resolver=resolver, site_of=site_of)
-    elif isinstance(target, AsyncIterable):
+    resolver = resolver_for(target, ssl_context) if isinstance(target, str) else None
+    if resolver is not None:
+        return Hub(str(target), (), settings, resolver=resolver, site_of=site_of)
+    if isinstance(target, AsyncIterable):
         return Hub(_name_of(target), (), settings, resolver=target, site_of=site_of)
-    elif callable(target):
-        if ssl_context is not None:
-            raise ValueError("a function that opens streams does its own TLS: give ssl_context to it, not to open_pool")
-        return Hub(_name_of(target), [Site(_name_of(target), target)], settings)
-    elif isinstance(target, Mapping):
-        return Hub(", ".join(target), [Site(name, dial) for name, dial in target.items()], settings)
-    elif not isinstance(target, Iterable | Endpoint):
-        raise TypeError(
-            f"an address is a text like 'tcp://127.0.0.1:7000', not {target!r:.80}; a target may also be a list of these"
-        )
-    sites = [site_of(endpoint) for endpoint in endpoints(target)]
+    sites = _sites_of(target, ssl_context)
     if not sites:
         raise ValueError("a pool needs at least one endpoint: the list of addresses is empty")
     return Hub(", ".join(site.address for site in sites), sites, settings)
+
+
+def _sites_of(target: Any, ssl_context: ssl.SSLContext | None) -> list[Site]:
+    if callable(target):
+        target = {_name_of(target): target}
+    if isinstance(target, Mapping):
+        if ssl_context is not None:
+            raise ValueError("a function that opens streams does its own TLS: give ssl_context to it, not to open_pool")
+        return [Site(name, dial) for name, dial in target.items()]
+    if not isinstance(target, Iterable | Endpoint):
+        raise TypeError(
+            f"an address is a text like 'tcp://127.0.0.1:7000', not {target!r:.80}; a target may also be a list of these"
+        )
+    return [_site_of(ssl_context, endpoint) for endpoint in endpoints(target)]
 
 
 def _name_of(target: Any) -> str:

@@ -187,9 +187,12 @@ class Pool(Target):
 
         What still runs after `grace` seconds is cancelled, as by `aclose`. Returns when everything is gone.
         """
-        with trio.move_on_after(grace):
-            await self._hub.drain()
-        await self.aclose()
+        try:
+            with trio.move_on_after(grace):
+                await self._hub.drain()
+        finally:  # Cancelled, it closes at once.
+            self._hub.close_soon()
+        await self._wait_closed()
 
     async def aclose(self) -> None:
         """Close the pool, from any task; returns when everything is gone. Idempotent.

@@ -85,7 +85,7 @@ class Server:
         self.heartbeat = heartbeat
         self.addresses: tuple[str, ...] = ()
         self.rng: Callable[[], float] = random.random
-        self.instance = secrets.token_hex(8)
+        self.instance: str = secrets.token_hex(8)
         self._specs = describe_services(services)
         self._names = tuple(spec.name for spec in self._specs)
         self._ssl_context = ssl_context

@@ -27,11 +27,23 @@ class Target:
         """An object with the contract's methods, each of which calls the peer.
 
         It is cheap, and has no life of its own: make one for a single call if you like. Options, each for this
-        stub's calls alone: `metadata` (a mapping, added to the pool's), `retry` (a RetryPolicy), `wait_for_ready`
-        (True: wait for a connection as long as the caller's own deadline allows, whatever `acquire_timeout` says),
-        `cancel_wait` (seconds), `reply_metadata` (a dict that is filled with what handlers send back).
+        stub's calls alone, and otherwise the pool's:
 
-        Raises TypeError, with a sentence that says what to write instead, for a contract that cannot be served.
+        - `metadata`: a mapping of texts to texts or bytes, added to the pool's.
+        - `retry`: a RetryPolicy; its budget and throttle count for nothing, as these are the pool's.
+        - `hedge`: a HedgePolicy for idempotent unary methods, or None for no hedging.
+        - `wait_for_ready`: None to wait for a place for `acquire_timeout`; True to wait as long as the caller's own
+          deadline allows; False to wait likewise, but to fail at once while no connection can be had.
+        - `acquire_timeout`: the longest wait for a place in seconds; None for no bound but the caller's deadline.
+        - `priority`: the class in the line, 0 first; without it the last one.
+        - `routing_key`: a text; calls of one key go to one endpoint, while it is there and has room.
+        - `idempotency_key`: a text; at one server a second call of one key, method and arguments joins the first, or
+          gets its result. So what may have run is made again there, though not idempotent. Unary methods only.
+        - `cancel_wait`: how long a cancelled call waits for its handler's end, in seconds.
+        - `reply_metadata`: a dict, which is filled with what handlers send back.
+
+        Raises TypeError for an unknown option or one of a wrong type, ValueError for a number out of range, and
+        TypeError, with a sentence that says what to write instead, for a contract that cannot be served.
         """
         return make_stub(self._caller, contract, self._caller.options.with_(options))
 

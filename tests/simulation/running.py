@@ -28,8 +28,8 @@ __all__ = ["Report", "command", "find_failures", "run_plan", "run_seed", "shrink
 
 BLOCK = 50
 """Seeds that a process runs at a time."""
-MOST_CPU = 10.0
-"""CPU seconds after which a run, which takes less than one, is taken for spinning."""
+LONGEST_RUN = 60.0
+"""Real seconds after which a run, which takes less than one, is taken for one that spins or sleeps for ever."""
 
 
 @attrs.frozen
@@ -51,7 +51,7 @@ def run_plan(plan: Plan) -> Report:
     world = World(plan)
     with repeatable(plan.seed), _errors_logged() as errors:
         try:
-            with _no_spinning():
+            with _bounded():
                 trio.run(_live, world, clock=MockClock(autojump_threshold=0))
         except Exception as exc:
             text = "".join(traceback.format_exception(exc))
@@ -66,8 +66,10 @@ async def _live(world: World) -> None:
 
 
 def _leaves(exc: BaseException) -> Iterator[BaseException]:
-    """What a group is made of, in the end."""
-    if isinstance(exc, BaseExceptionGroup):
+    """What a group is made of in the end, or what made Trio itself fail."""
+    if isinstance(exc, trio.TrioInternalError) and exc.__cause__ is not None:
+        yield from _leaves(exc.__cause__)
+    elif isinstance(exc, BaseExceptionGroup):
         for inner in exc.exceptions:
             yield from _leaves(inner)
     else:
@@ -75,19 +77,19 @@ def _leaves(exc: BaseException) -> Iterator[BaseException]:
 
 
 @contextmanager
-def _no_spinning() -> Iterator[None]:
-    """End a run that makes no headway: virtual time stands still in it, so that none of its own deadlines comes."""
+def _bounded() -> Iterator[None]:
+    """End a run in which virtual time stands still, so that none of its own deadlines comes."""
 
     def stop(*_args: object) -> None:
-        raise AssertionError(f"spinning: {MOST_CPU} s of CPU, and no end")
+        raise AssertionError(f"no headway in {LONGEST_RUN} s of real time")
 
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, MOST_CPU, 0.1)  # Again and again: the first may only end some task.
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, LONGEST_RUN, 0.1)  # Again and again: the first may only end some task.
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager
