@@ -219,7 +219,7 @@ E = math.exp(-1)
         ([("ok", 0.1, 0)], 0, 0, 0.1),
         ([("ok", 0.1, 0)], 3, 0, 0.4),  # behind three others
         ([("ok", 0.1, 0), ("ok", 0.3, 0)], 0, 0, 0.3),  # slower: at once
-        ([("ok", 0.3, 0), ("ok", 0.1, 0)], 0, 0, 0.3),  # faster, but no time has passed
+        ([("ok", 0.3, 0), ("ok", 0.1, 0)], 0, 0, 0.28),  # faster: a tenth of the excess, however little time has passed
         ([("ok", 0.3, 0), ("ok", 0.1, 10)], 0, 10, 0.1 + 0.2 * E),
         ([("ok", 0.3, 0), ("ok", 0.1, 1e9)], 0, 1e9, 0.1),
         ([("ok", 0.1, 0)], 0, 10, 0.1 * E),  # without news it fades

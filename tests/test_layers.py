@@ -23,7 +23,8 @@ LAYERS = {
     "pure": {"wire", "codecs", "_contract", "_failures", "_context"},
     "one peer": {
         *("_scope", "_sockets", "_timer", "_outbox", "_heartbeat", "_tls", "_watch", "_handshake"),
-        *("_generators", "_local", "_crew", "_streams", "_calls", "_connection"),
+        *("_generators", "_local", "_crew", "_streams", "_calls", "_incoming"),
+        *("_connection", "_carrier", "_contained", "_farewell", "_flows", "_refusals"),
         *("_adaptive", "_admission", "_ages", "_kept"),
     },
     "many peers": {

@@ -1,10 +1,10 @@
-"""The two ends of one call: `Outgoing`, which somebody here awaits, and `Incoming`, which a handler here serves.
+"""One call of ours, which somebody here awaits. Its other end, which a handler serves, is in `_incoming`.
 
 Invariants:
 
 1. An id is in its connection's table from before its frame is queued until its terminal frame (or the connection's
    end). So a late reply is told from an invented one, and an id is never reused.
-2. Whatever ends a call does so exactly once, synchronously: `Outgoing.finish`, `Connection._end_serving`.
+2. Whatever ends a call does so exactly once, synchronously, with `finish`.
 3. A Cancelled is captured when Trio delivers it and raised again, the same object, once the remote handler's end is
    known or `cancel_wait` has passed; at once if its reason is LOST_RACE. It is never made here and never lost.
 """
@@ -12,27 +12,22 @@ Invariants:
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextvars import Context
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 import trio
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
-from ._admission import Place
-from ._context import CURRENT, CallContext
-from ._crew import Estimate
-from ._errors import Code, RpcError
+from ._context import CallContext
+from ._errors import ConnectionLost, RpcError
+from ._incoming import Incoming
 from ._streams import Outbound, ReceiveStream
-from .wire import Data, EndReceived, ErrorReceived, Outcome, RequestReceived, ResponseReceived
+from .wire import EndReceived, ErrorReceived, ResponseReceived
 
 if TYPE_CHECKING:
     from ._connection import Connection
 
-__all__ = ["LOST_RACE", "Incoming", "Outgoing", "Served"]
-
-NESTED_SHARE = 0.8
-"""How much of its caller's `cancel_wait` a cancelled handler may spend on joining its own calls."""
+__all__ = ["LOST_RACE", "Outgoing"]
 
 LOST_RACE = "another call has won the race"
 """Reason for `CancelScope.cancel` around calls whose results nobody needs any more: their tasks go on at once.
@@ -175,11 +170,17 @@ class Outgoing:
             # A task that outlives its handler is nobody's nested call: no caller waits for it any more.
             if isinstance(parent, Incoming) and parent.active and parent.join_until < math.inf:
                 wait = max(0.0, min(wait, parent.join_until - now))
-        connection.send_cancel(self, wait, leaving)
+        connection.outbox.stop_sending(self.id)  # What is left of its request.
+        connection.outbox.put_control(connection.protocol.cancel(self.id, wait, leaving=leaving))
         if wait > 0:
             connection.timer.at(now + wait, self._give_up)
         else:
             self._give_up(0.0)
+
+    def send_end_of_items(self) -> None:
+        """Half-close: no more items from the caller's side."""
+        if not self.ended and not self.stopping:
+            self.connection.outbox.put_message(self.id, (self.connection.protocol.end(self.id), None))
 
     def _give_up(self, _lateness: float) -> None:
         if not self.ended and not self.orphan:
@@ -205,6 +206,13 @@ class Outgoing:
         if task is not None:
             reschedule(task)
 
+    def lose(self, cause: RpcError) -> None:
+        """The connection's end: one cause, told to each call with that call's own `may_have_run`."""
+        kind = type(cause) if isinstance(cause, ConnectionLost) else ConnectionLost
+        error = kind(cause.message, may_have_run=self.written, peer=self.connection.address)
+        error.__cause__ = cause if cause.__cause__ is None else cause.__cause__
+        self.finish(None, error)
+
     def close(self, error: RpcError) -> None:
         """The pool closes under this call: stop it, and have it raise `error` unless its result comes first."""
         if self.connection.withdraw(self):
@@ -216,207 +224,3 @@ class Outgoing:
 
 async def _nothing() -> None:
     """What is there already need not be waited for."""
-
-
-class Served(Protocol):
-    """What a served method needs to be: made by the dispatch, known to the connection by these verbs alone."""
-
-    estimate: Estimate
-    limit: float | None
-    """How many of its calls may run at once, if it has a limit of its own; `inf` if none of any kind applies to it."""
-
-    def start(self, call: Incoming) -> Coroutine[Any, Any, Any]:
-        """Decode the arguments and make the handler's coroutine. What it raises did not run."""
-        ...
-
-    def succeed(self, call: Incoming, value: Any) -> None:
-        """Answer with the handler's result."""
-
-    def fail(self, call: Incoming, exc: BaseException, *, started: bool) -> None:
-        """Answer with a failure."""
-
-    def note_late_failure(self, call: Incoming, exc: BaseException) -> None:
-        """The handler failed when there was nobody left to tell."""
-
-
-class Incoming:
-    """One call that a handler here serves, and what `current_call()` gives to it."""
-
-    __slots__ = (
-        "_metadata",
-        "_reply_metadata",
-        "blobs",
-        "by_caller",
-        "by_peer",
-        "connection",
-        "context",
-        "coroutine",
-        "cut",
-        "deadline",
-        "ended",
-        "estimate",
-        "expires",
-        "id",
-        "inbound",
-        "join_until",
-        "method",
-        "outbound",
-        "payload",
-        "place",
-        "scope",
-        "served",
-        "started",
-    )
-
-    def __init__(self, connection: Connection, served: Served, request: RequestReceived, place: Place) -> None:
-        self.connection: Connection = connection
-        self.place: Place | None = place
-        """Its share of the server's limits, until the handler has ended."""
-        self.served: Served = served
-        self.estimate: Estimate = served.estimate
-        self.id: int = request.id
-        self.method: str = request.method
-        self.payload: Data = request.payload
-        self.blobs: Sequence[bytes] = request.blobs
-        self._metadata = request.metadata
-        self._reply_metadata: dict[str, str | bytes] | None = None
-        self.deadline: float = math.inf
-        """When the handler's scope fires: the caller's deadline with some slack, or the server's `max_deadline`."""
-        self.expires: float = math.inf
-        """The caller's deadline, without slack."""
-        self.cut: bool = False
-        """The server's `max_deadline` is the earlier one."""
-        self.inbound: ReceiveStream[Any] | None = None
-        self.outbound: Outbound[Any] | None = None
-        self.scope: trio.CancelScope | None = None
-        self.coroutine: Coroutine[Any, Any, Any] | None = None
-        self.context: Context
-        self.by_caller: bool = False
-        self.by_peer: str = ""
-        self.join_until: float = math.inf
-        self.started: bool = False
-        self.ended: bool = False
-
-    def __repr__(self) -> str:
-        state = "ended" if self.ended else "running" if self.started else "waiting"
-        return f"<Incoming call {self.id} of {self.method}: {state}>"
-
-    # -- what a handler sees ---------------------------------------------------------------------------------------
-
-    @property
-    def peer(self) -> Any:
-        """The caller."""
-        return self.connection.peer
-
-    @property
-    def metadata(self) -> dict[str, str | bytes]:
-        """What the caller sent along."""
-        if self._metadata is None:
-            self._metadata = {}
-        return self._metadata
-
-    @property
-    def reply_metadata(self) -> dict[str, str | bytes]:
-        """What goes back with the next frame of the reply."""
-        if self._reply_metadata is None:
-            self._reply_metadata = {}
-        return self._reply_metadata
-
-    @property
-    def active(self) -> bool:
-        """False once the handler has ended."""
-        return not self.ended
-
-    def take_reply_metadata(self) -> dict[str, str | bytes] | None:
-        """What has not been sent yet, once."""
-        metadata, self._reply_metadata = self._reply_metadata, None
-        return metadata
-
-    # -- what the crew does with it: a Job -------------------------------------------------------------------------
-
-    def begin(self) -> Coroutine[Any, Any, Any] | None:
-        """Make the handler's coroutine, or answer at once and return None."""
-        if self.ended:
-            return None
-        if self.by_caller:
-            self.cancelled()
-            return None
-        if self.expires != math.inf and self.expires <= trio.current_time():
-            self.connection.counters.expired += 1
-            self.connection.send_error(
-                self, Code.DEADLINE_EXCEEDED, Outcome.EXPIRED, "the deadline had passed on arrival"
-            )
-            return None
-        self.context = self.connection.base_context.copy()
-        self.context.run(CURRENT.set, self)
-        try:
-            self.coroutine = self.served.start(self)
-        except Exception as exc:
-            self.served.fail(self, exc, started=False)
-            return None
-        self.started = True
-        return self.coroutine
-
-    def succeed(self, value: Any) -> None:
-        """The handler returned."""
-        if self.ended:
-            self.cut_off()
-        else:
-            self.served.succeed(self, value)
-
-    def fail(self, exc: BaseException) -> None:
-        """The handler raised."""
-        if self.ended:
-            self.cut_off()
-            self.served.note_late_failure(self, exc)
-        else:
-            self.served.fail(self, exc, started=True)
-
-    def cancelled(self) -> None:
-        """The handler ended by its scope's cancellation: say whose wish that was."""
-        if self.ended:
-            self.cut_off()
-            return
-        if self.by_caller:
-            self.connection.send_error(self, Code.CANCELLED, Outcome.CANCELLED, "cancelled by the caller")
-        elif self.by_peer:
-            self.connection.send_error(self, Code.CANCELLED, Outcome.STOPPED, self.by_peer)
-        elif self.cut:
-            text = "the server's max_deadline has cut this call"
-            self.connection.send_error(self, Code.DEADLINE_EXCEEDED, Outcome.STOPPED, text)
-        else:
-            self.connection.send_error(
-                self, Code.DEADLINE_EXCEEDED, Outcome.EXPIRED, "the caller's deadline has passed"
-            )
-
-    def cut_off(self) -> None:
-        """The connection was lost first. Only now is the place free: else one could pile handlers up by reconnecting."""
-        place, self.place = self.place, None
-        if place is not None:
-            place.leave(None)
-
-    # -- what the connection does with it --------------------------------------------------------------------------
-
-    def cancel(self, wait: float, leaving: bool) -> None:
-        """The caller wants it stopped, and waits `wait` seconds for its end."""
-        self.by_caller = True
-        self.join_until = trio.current_time() + wait * NESTED_SHARE
-        if leaving and self.outbound is not None and self.outbound.waiting:
-            # At its yield: it gets GeneratorExit there and may clean up in peace, while the caller waits.
-            self.outbound.stop()
-            if self.scope is not None:
-                self.scope.deadline = min(self.scope.deadline, self.join_until)
-            return
-        if self.outbound is not None:
-            self.outbound.stop()
-        if self.scope is not None:
-            self.scope.cancel()
-        # Else `begin` will say so. Its slot is taken until then, so that such calls cannot pile up in the backlog.
-
-    def stop(self, reason: str) -> None:
-        """This side wants it stopped. What was not begun is refused instead: its caller can go elsewhere with it."""
-        self.by_peer = self.by_peer or reason
-        if self.scope is not None:
-            self.scope.cancel()
-        elif not self.started:
-            self.connection.send_error(self, Code.UNAVAILABLE, Outcome.REFUSED, reason)

@@ -193,7 +193,7 @@ class PowerOfTwo:
     """Balance by the better of two random endpoints: fewer calls under way times a peak-sensitive average of latency.
 
     Finagle's and Linkerd's P2C with peak EWMA: a slower answer than the average replaces it at once, faster ones
-    lower it slowly. A failure counts as an answer that took `failure_penalty`, so that fast errors attract nothing;
+    lower it slowly, each by a tenth of the difference at least. A failure counts as an answer that took `failure_penalty`, so that fast errors attract nothing;
     single ones raise the average slowly too, five in a row at once.
     """
 

@@ -16,7 +16,8 @@ import attrs
 import trio
 
 from ._backoff import delay_before
-from ._connection import Connection, Contained
+from ._connection import Connection
+from ._contained import Contained
 from ._errors import ConnectError, RpcError, Unauthenticated
 from ._handshake import greet
 from .wire import Protocol, Role

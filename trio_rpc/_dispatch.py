@@ -19,7 +19,6 @@ import trio
 
 from . import codecs
 from ._call import Call, Handler, Interceptor, Reply, compose
-from ._calls import Incoming, Served
 from ._contract import MethodSpec, ServiceSpec
 from ._crew import Estimate
 from ._errors import (
@@ -34,6 +33,7 @@ from ._errors import (
 )
 from ._failures import Failures
 from ._generators import as_generator, drive
+from ._incoming import Incoming, Served
 from ._kept import KEY, Answer
 from ._once import Once
 from ._streams import Outbound
@@ -189,7 +189,7 @@ class ServedMethod:
         assert self.spec.handler is not None
         remote = call.connection.remote
         outbound: Outbound[Any] = Outbound(
-            call.connection, call.id, remote.stream_window, remote.stream_window_items, self._result.encode_many
+            call.connection.flows, call.id, remote.stream_window, remote.stream_window_items, self._result.encode_many
         )
         call.outbound = outbound
         await drive(as_generator(self.spec.handler(*args, **kwargs)), outbound)
@@ -215,10 +215,10 @@ class ServedMethod:
         """Answer with the result, or end the stream of items."""
         try:
             if self._streams_out:
-                call.connection.send_end(call)
+                call.send_end()
                 return
             payload, blobs = self._result.encode(value)
-            call.connection.send_response(call, payload, blobs)
+            call.send_response(payload, blobs)
         except CodecError as exc:
             self._tell(call, exc.code, self._unsendable(exc))
         except Exception as exc:
@@ -239,7 +239,7 @@ class ServedMethod:
             self._tell(call, exc.code, exc.message)
         else:
             code, text, payload = self._describe(call, exc)
-            call.connection.send_error(call, code, Outcome.FAILED, text, payload)
+            call.send_error(code, Outcome.FAILED, text, payload)
 
     def _describe(self, call: Incoming, exc: BaseException) -> tuple[Code, str, bytes]:
         error_id = "" if self._is_told(exc) else self._log(call, exc)
@@ -283,23 +283,18 @@ class ServedMethod:
         return deliberate or self._failures.nearest(exc) is not None
 
     def _refuse(self, call: Incoming, exc: BaseException) -> None:
-        send = call.connection.send_error
         if isinstance(exc, DecodeError):
-            send(call, Code.INVALID_ARGUMENT, Outcome.REFUSED, f"{self.spec.wire_name}: {exc.message}")
+            call.send_error(Code.INVALID_ARGUMENT, Outcome.REFUSED, f"{self.spec.wire_name}: {exc.message}")
         elif isinstance(exc, Refused):
-            send(call, exc.code, Outcome.REFUSED, exc.message)
+            call.send_error(exc.code, Outcome.REFUSED, exc.message)
         else:
             error_id = self._log(call, exc)
-            send(
-                call,
-                Code.INTERNAL,
-                Outcome.REFUSED,
-                f"internal error before the handler was entered (error id {error_id})",
-            )
+            text = f"internal error before the handler was entered (error id {error_id})"
+            call.send_error(Code.INTERNAL, Outcome.REFUSED, text)
 
     def _tell(self, call: Incoming, code: Code, text: str) -> None:
         log.warning("%s: %.500s", self.spec.wire_name, text)
-        call.connection.send_error(call, code, Outcome.FAILED, text)
+        call.send_error(code, Outcome.FAILED, text)
 
     def _log(self, call: Incoming, exc: BaseException) -> str:
         error_id = secrets.token_hex(8)

@@ -18,7 +18,7 @@ from ._errors import Code, InvalidArgument
 from .wire import Outcome
 
 if TYPE_CHECKING:
-    from ._calls import Incoming
+    from ._incoming import Incoming
 
 __all__ = ["GIVEN_UP", "KEY", "PREVIOUS", "Answer", "Kept", "Name", "Result", "digest_of", "name_of"]
 
@@ -62,9 +62,9 @@ class Answer:
         if self.metadata:
             call.reply_metadata.update(self.metadata)
         if self.code is None:
-            call.connection.send_response(call, self.payload, self.blobs)
+            call.send_response(self.payload, self.blobs)
         else:
-            call.connection.send_error(call, self.code, self.outcome, self.text, self.payload)
+            call.send_error(self.code, self.outcome, self.text, self.payload)
 
 
 GIVEN_UP = Answer(

@@ -40,11 +40,11 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
-from ._calls import Incoming
 from ._config import ServerLimits
 from ._context import CURRENT
 from ._crew import Estimate, holds
 from ._errors import Draining, InvalidArgument
+from ._incoming import Incoming
 from ._kept import GIVEN_UP, KEY, PREVIOUS, Answer, Kept, Name, Result, digest_of, name_of
 from ._statistics import ServerCounters
 from ._timer import Timer

@@ -24,13 +24,14 @@ from ._address import peer_name
 from ._admission import Admission, party_of
 from ._ages import MAX_AGE, Ages, see_off
 from ._call import Interceptor
-from ._calls import Served
 from ._config import AdaptiveLimit, Heartbeat, ServerLimits
-from ._connection import Connection, Contained
+from ._connection import Connection
+from ._contained import Contained
 from ._contract import describe_services
 from ._dispatch import Authorize, compile_services
 from ._errors import ConnectError, ConnectionFailed, RpcError, Unauthenticated
 from ._handshake import answer, introduction
+from ._incoming import Served
 from ._once import Once
 from ._peer import Peer
 from ._scope import hidden_nursery

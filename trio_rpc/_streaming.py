@@ -58,7 +58,9 @@ class Feeder:
         """The request of this attempt is on its way: its credit is known now."""
         remote = call.connection.remote
         encode = self._method.encode_items
-        call.outbound = Outbound(call.connection, call.id, remote.stream_window, remote.stream_window_items, encode)
+        call.outbound = Outbound(
+            call.connection.flows, call.id, remote.stream_window, remote.stream_window_items, encode
+        )
         self._call = call
         self._attached.unpark_all()
 
@@ -81,7 +83,7 @@ class Feeder:
             self._tell_what_ran(exc)
         else:
             self.taken = True
-            call.connection.send_end_of_items(call)
+            call.send_end_of_items()
 
     def _tell_what_ran(self, exc: Exception) -> None:
         """An item that cannot be sent is found out when its call has begun, unless that could still be taken back."""
