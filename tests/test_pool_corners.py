@@ -9,7 +9,7 @@ import trio
 from trio.testing import MockClock
 
 import trio_rpc
-from trio_rpc import ConnectError, PoolLimits, method
+from trio_rpc import ConnectError, HedgePolicy, PermissionDenied, PoolLimits, method
 from trio_rpc.testing import MemoryListener
 
 
@@ -17,6 +17,10 @@ class Desk:
     @method(idempotent=True)
     async def ask(self) -> str:
         return "yes"
+
+    @method(idempotent=True)
+    async def wait(self) -> None:
+        await trio.sleep(60)
 
 
 async def _prepare(peer: trio_rpc.Peer) -> None:
@@ -65,3 +69,17 @@ async def test_who_waits_for_an_endpoint_learns_that_it_has_left(autojump_clock:
             changed.set()
         with pytest.raises(ConnectError, match="no endpoint of"):
             await endpoint.stub(Desk).ask()
+
+
+async def test_an_attempt_that_was_refused_does_not_speak_for_the_one_beside_it(autojump_clock: MockClock) -> None:
+    """A hedged call ends with a refusal while another attempt runs: it may have run, as a whole."""
+    answers = iter([True, False])
+    listener = MemoryListener()
+    async with (
+        trio_rpc.open_server(Desk(), listener, authorize=lambda _peer, _method: next(answers)),
+        trio_rpc.open_pool(listener.connect) as pool,
+    ):
+        with pytest.raises(PermissionDenied) as caught:
+            await pool.stub(Desk, hedge=HedgePolicy(delay=1)).wait()
+        assert trio.current_time() == 1
+        assert caught.value.may_have_run

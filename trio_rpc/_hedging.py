@@ -190,6 +190,8 @@ class HedgedCall:
         """The end: this result, or this error; the others are stopped."""
         self._call, self._error = call, error
         self._beside = len(self._live)
+        if isinstance(error, RpcError) and any(other.written for other in self._live):
+            error.may_have_run = True  # Whatever this attempt came to: one beside it may be running.
         self._finish()
         task, self._task = self._task, None
         if task is not None:
