@@ -311,7 +311,6 @@ async def test_who_waits_goes_to_an_ejected_endpoint_when_it_is_the_only_one(aut
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.xfail(reason="who picks a connection does not tell that no call began there")
 async def test_what_could_not_be_sent_is_no_probe(autojump_clock: MockClock) -> None:
     """A half-open circuit waits for no call that never began."""
     breaker = CircuitBreaker(consecutive=1, backoff=trio_rpc.Backoff(initial=100, jitter=0))

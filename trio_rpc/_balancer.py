@@ -106,13 +106,12 @@ class Balancer:
         kept = [upstream for upstream in ready if not self._ejector.ejected(upstream.tally, now)]
         return ready if not kept or panics(len(kept), len(self._upstreams), self._ejection.panic) else kept
 
-    def begin(self, route: Route | None) -> tuple[Upstream, Connection] | None:
-        """A connection for one more call, which begins there in this step; None if nobody has a free place."""
+    def pick(self, route: Route | None) -> Connection | None:
+        """A connection for one more call, which is to begin in this step; None if nobody has a free place."""
         while (upstream := self.choose(route)) is not None:
             connection = upstream.pick()
             if connection is not None:
-                self.began(upstream)
-                return upstream, connection
+                return connection
             # All its free connections are tested first, and until then it has none.
         return None
 
@@ -140,21 +139,12 @@ class Balancer:
 
     # -- what became of calls --------------------------------------------------------------------------------------
 
-    def began(self, upstream: Upstream) -> None:
-        """A call goes there."""
-        breaker = upstream.breaker
-        if breaker is None:
-            return
+    def began(self, upstream: Upstream, breaker: Breaker) -> None:
+        """A call has begun there, which has a circuit."""
         before = breaker.next_at
         breaker.begin(trio.current_time())
         if breaker.next_at is not None and breaker.next_at != before:  # A probe, which may not end in time.
             self._timer.at(breaker.next_at, lambda _late: self._half_open(upstream, breaker))
-
-    def came_to_nothing(self, upstream: Upstream) -> None:
-        """The call that began there could not be sent."""
-        if upstream.breaker is not None:
-            now = trio.current_time()
-            upstream.breaker.note(None, now, now)
 
     def observe(self, upstream: Upstream, call: Outgoing) -> None:
         """A call there has ended."""

@@ -92,6 +92,7 @@ class Connection:
         "_watch",
         "address",
         "base_context",
+        "begun",
         "calls",
         "cause",
         "closed",
@@ -124,6 +125,10 @@ class Connection:
     _refusals: Refusals | None
     _early: list[Event] | None
     """Events that came right behind the HELLO."""
+    begun: Callable[[], object] | None
+    """Told of each call of ours as it takes its place."""
+    observe: Callable[[Outgoing], object] | None
+    """Told of each call of ours as it leaves its place: it has ended, or was taken back unsent."""
     make_peer: Callable[[Connection], Any] | None
     """Makes what handlers see as their caller, when one asks for it."""
     principal: Any
@@ -186,8 +191,7 @@ class Connection:
         """`finish` was called."""
         self.room_watchers: list[Callable[[Connection], object]] = []
         """Told when a call of ours has left its place, and at the end."""
-        self.observe: Callable[[Outgoing], object] | None = None
-        """Told of each call of ours as it leaves its place: it has ended, or was taken back unsent."""
+        self.begun = self.observe = None
         self._watch = Watch(
             self.outbox, protocol, timer, heartbeat, write_timeout=limits.write_timeout, evict=self.evict
         )
@@ -623,6 +627,8 @@ class Connection:
             call.received = received
             received.attach(self.flows, request_id)
         self.counters.calls += 1
+        if self.begun is not None:
+            self.begun()
         if len(self.calls) == 1 and self._crowd < 2:  # A single caller: others would have been woken with it.
             self.outbox.cork(now)
             call.ticket = self.outbox.put_message(request_id, frames)

@@ -339,6 +339,8 @@ class Hub:
         """Learn what becomes of calls there, if that matters to anybody."""
         if self.balancer.observes:
             connection.observe = partial(self.balancer.observe, upstream)
+        if upstream.breaker is not None:
+            connection.begun = partial(self.balancer.began, upstream, upstream.breaker)
 
     def waiting_for(self, upstream: Upstream) -> int:
         """How many wait in line whom a connection there could serve."""
@@ -502,8 +504,7 @@ class Hub:
             return self.pick_at(self._at_home(route), route)
         if self._line.count or self.lines.suspended:
             return None
-        found = self.balancer.begin(route)
-        return found[1] if found is not None else None
+        return self.balancer.pick(route)
 
     def pick_at(self, upstream: Upstream, route: Route | None = None) -> Connection | None:
         """The same, at this endpoint and nowhere else."""
@@ -512,10 +513,7 @@ class Hub:
             raise self.lines.gone(upstream.name)
         if upstream.line or self.lines.suspended:
             return None
-        connection = upstream.pick()
-        if connection is not None:
-            self.balancer.began(upstream)
-        return connection
+        return upstream.pick()
 
     def _at_home(self, route: Route) -> Upstream:
         assert route.home is not None

@@ -79,9 +79,7 @@ class Lines:
             line = self._next_at(upstream)
             if line is None:
                 return
-            self._balancer.began(upstream)
-            if not line.admit_first(connection, now):
-                self._balancer.came_to_nothing(upstream)
+            line.admit_first(connection, now)
 
     def _next_at(self, upstream: Upstream) -> WaitingLine | None:
         own = upstream.line or None
@@ -102,21 +100,16 @@ class Lines:
                 for connection in list(upstream.connections):
                     self.admit(upstream, connection)
         while (first := self.common.first()) is not None:
-            found = self._balancer.begin(first.route)
-            if found is None:
+            picked = self._balancer.pick(first.route)
+            if picked is None:
                 return
-            upstream, connection = found
-            if not self.common.admit_first(connection, trio.current_time()):
-                self._balancer.came_to_nothing(upstream)
+            self.common.admit_first(picked, trio.current_time())
 
     def admit_early(self, upstream: Upstream, connection: Connection, until: float) -> bool:
         """Start one call on a connection that has not heard HELLO yet, if there is one that may be."""
         if self.suspended or not self._balancer.takes(upstream):
             return False
-        if not self.common.admit_early(connection, until):
-            return False
-        self._balancer.began(upstream)
-        return True
+        return self.common.admit_early(connection, until)
 
     def suspend(self) -> None:
         """Serve nobody, and let nobody's time run out."""

@@ -209,10 +209,11 @@ class WaitingLine:
 
     # -- places ----------------------------------------------------------------------------------------------------
 
-    def admit_first(self, connection: Connection, now: float) -> bool:
-        """Give a free place of the connection to the next in line. False: nothing came of it."""
+    def admit_first(self, connection: Connection, now: float) -> None:
+        """Give a free place of the connection to the next in line."""
         first = self.first()
-        return first is not None and self._admit(first, connection, now)
+        if first is not None:
+            self._admit(first, connection, now)
 
     def admit_early(self, connection: Connection, until: float) -> bool:
         """Start the first in line, if it may be, on a connection whose peer has not said HELLO yet. False: not.

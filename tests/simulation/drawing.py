@@ -42,12 +42,14 @@ from .plan import (
     Tend,
 )
 
-__all__ = ["LONGEST", "ORPHAN_WINDOW", "make_plan"]
+__all__ = ["LONGEST", "ORPHAN_WINDOW", "PEACE", "make_plan"]
 
 SPAN = 8.0
 """Seconds in which all steps begin."""
 LONGEST = 3.0
 """Seconds that any handler takes, or its clean-up, or that any caller waits who does not wait for ever."""
+PEACE = 30.0
+"""Seconds in which a drain has to cut nothing short."""
 ORPHAN_WINDOW = 2.0
 PLACES = 12
 """What the widest pool needs of one server."""
@@ -76,7 +78,8 @@ def make_plan(seed: int) -> Plan:
     clients = tuple(_client(rng, servers) for _ in range(rng.choice([1, 1, 2, 3])))
     draw = _Steps(rng, clients, len(servers))
     calls = [draw.call(number) for number in range(1, 1 + rng.choice([5, 15, 25, 50]))]
-    events = [draw.event() for _ in range(rng.choice([0, 1, 2, 5, 10]))]
+    draw_event = draw.restart if rng.random() < 0.1 else draw.event
+    events = [draw_event() for _ in range(rng.choice([0, 1, 2, 5, 10]))]
     return Plan(seed, codec, servers, clients, tuple(calls + events))
 
 
@@ -201,6 +204,11 @@ class _Steps:
             priority=rng.choice([None, None, 0, 3]),
             routing_key=rng.choice([None, None, None, "a", "b"]),
         )
+
+    def restart(self) -> Step:
+        """A drain that no caller may notice."""
+        rng = self._rng
+        return Drain(self._seconds(SPAN), rng.randrange(self._servers), PEACE, rng.choice([None, 0.0, 0.1, 1.0]))
 
     def event(self) -> Step:
         """One fault, or one thing that somebody does beside calling."""

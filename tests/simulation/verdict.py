@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from trio_rpc import ConnectionLost, Draining
+
 from .calling import Outcome
-from .plan import Call, Plan
+from .drawing import PEACE
+from .plan import Call, Drain, Plan
 from .service import Ledger
 
 __all__ = ["judge"]
@@ -18,10 +21,13 @@ SLACK = 0.02
 
 def judge(plan: Plan, outcomes: dict[int, list[Outcome]], ledger: Ledger) -> Iterator[str]:
     """Yield a sentence for each thing that does not hold."""
+    peaceful = _is_peaceful(plan)
     for step in plan.steps:
         if isinstance(step, Call):
-            for sentence in _judge_call(plan, step, outcomes[step.number], ledger):
-                yield f"call {step.number} ({step.shape}): {sentence}"
+            sentences = list(_judge_call(plan, step, outcomes[step.number], ledger))
+            if peaceful:
+                sentences += _judge_peace(outcomes[step.number])
+            yield from (f"call {step.number} ({step.shape}): {sentence}" for sentence in sentences)
 
 
 def _judge_call(plan: Plan, call: Call, outcomes: list[Outcome], ledger: Ledger) -> Iterator[str]:
@@ -51,6 +57,19 @@ def _judge_call(plan: Plan, call: Call, outcomes: list[Outcome], ledger: Ledger)
         yield f"ended {outcome.after} s after its beginning; {bound} s would be the latest"
     if outcome.kind == "cancelled" and outcome.after < _given_up_after(call) - SLACK:
         yield f"cancelled after {outcome.after} s, before anybody wished it"
+
+
+def _is_peaceful(plan: Plan) -> bool:
+    """True if servers end by being drained alone, with time enough, and end no connection for its age."""
+    drained = all(isinstance(step, Call) or (isinstance(step, Drain) and step.grace == PEACE) for step in plan.steps)
+    return drained and all(server.limits.max_age is None for server in plan.servers)
+
+
+def _judge_peace(outcomes: list[Outcome]) -> Iterator[str]:
+    """Then no caller notices."""
+    for error in [error for outcome in outcomes if outcome.kind == "error" for error in outcome.value]:
+        if isinstance(error, ConnectionLost | Draining) or "going away" in error.message:
+            yield f"a server's peaceful end showed: {error!r}"
 
 
 def _judge_keyed(call: Call, ledger: Ledger) -> Iterator[str]:
