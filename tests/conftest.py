@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import math
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.register_profile("explore", max_examples=1000, deadline=None, print_blob=True)
 settings.load_profile("repeatable")
+
+# A shell that starts us in the background has Ctrl-C ignored, and Trio heeds it only as Python has it by default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def children() -> set[str]:

@@ -562,6 +562,28 @@ async def test_a_failure_that_won_against_the_cancellation_is_raised(autojump_cl
         assert trio.current_time() == 3
 
 
+async def test_a_result_counts_for_more_than_a_failure_beside_it(autojump_clock: MockClock) -> None:
+    """Whichever of them came first, where both have won against the cancellation; and all copies are counted."""
+
+    def ends(*, failing: bool) -> Answer:
+        async def answer() -> None:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(2)
+            if failing:
+                raise RemoteError("no", code=Code.NOT_FOUND)
+
+        return answer
+
+    async with open_hosts([ends(failing=True)] * 2, [ends(failing=False), ends(failing=True)]) as world:
+        oracle, results = world.pool.stub(Oracle, cancel_wait=9), []
+        with trio.move_on_at(1.5):
+            results.append(await oracle.ask())
+        assert results == ["b"]
+        with pytest.raises(RemoteError) as caught, trio.move_on_after(1.5):
+            await oracle.ask()
+        assert caught.value.attempts == 2
+
+
 async def test_one_deadline_spans_all_copies(autojump_clock: MockClock) -> None:
     """It passes for all of them at once."""
     async with open_hosts(never, never, never) as world:

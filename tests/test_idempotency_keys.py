@@ -96,6 +96,10 @@ class Bank:
     async def pay_for(self, scan: bytes, seconds: float) -> int:
         return await self.pay(len(scan), seconds)
 
+    @method(idempotent=True)
+    async def settle(self, amount: int, seconds: float) -> int:
+        return await self.pay(amount, seconds)
+
     @method
     async def refund(self, amount: int) -> int:
         return await self.pay(amount)
@@ -204,10 +208,18 @@ class Bank:
 class Client(RawClient):
     """A client whose frames are written by hand, in virtual time."""
 
-    async def call(self, name: str, *args: Any, key: str | bytes = "k", timeout: float | None = None) -> int:
-        """Send a request with a key; its id."""
+    async def call(
+        self,
+        name: str,
+        *args: Any,
+        key: str | bytes = "k",
+        timeout: float | None = None,
+        previous: str | None = None,
+    ) -> int:
+        """Send a request with a key, which may say that it is a retry; its id."""
+        metadata = {KEY: key} if previous is None else {KEY: key, "previous-attempts": previous}
         request_id, frames = self.protocol.request(
-            method_block(f"Bank.{name}"), msgpack.packb(list(args)), timeout=timeout, metadata={KEY: key}
+            method_block(f"Bank.{name}"), msgpack.packb(list(args)), timeout=timeout, metadata=metadata
         )
         await self.send(frames)
         await trio.testing.wait_all_tasks_blocked()
@@ -447,6 +459,29 @@ async def test_failures_are_kept_as_results_are(autojump_clock: MockClock, how: 
         assert (first.outcome, first.started, w.bank.runs) == (Outcome.FAILED, True, 1)
 
 
+class Careless:
+    """Tells beside its result what no metadata can be."""
+
+    @method
+    async def run(self, ending: str) -> int:
+        current_call().reply_metadata["number"] = 5  # type: ignore[assignment]
+        if ending == "failure":
+            raise RemoteError("no")
+        return 1
+
+
+@pytest.mark.parametrize(("ending", "said"), [("result", "cannot be sent: metadata must map str"), ("failure", "no")])
+async def test_reply_metadata_that_is_none_costs_its_own_call(
+    autojump_clock: MockClock, ending: str, said: str
+) -> None:
+    """As without a key: each attempt is told, and the server goes on."""
+    async with watchdog(), open_loopback(Careless()) as pool:
+        for _ in range(2):
+            with pytest.raises(RemoteError, match=said):
+                await pool.stub(Careless, idempotency_key="k").run(ending)
+        assert pool.statistics().in_flight == 0
+
+
 async def test_a_kept_failure_is_raised_as_it_was(autojump_clock: MockClock) -> None:
     """A declared exception comes out as itself, each time."""
     async with open_loopback(Bank()) as pool:
@@ -498,6 +533,20 @@ async def test_a_result_too_large_for_one_peer_is_still_good_for_another() -> No
         assert await small.error() == (Code.RESOURCE_EXHAUSTED, Outcome.FAILED, True)
         await large.call("statement", 5000)
         assert await large.result() == b"\1" * 5000
+
+
+async def test_nobody_pushes_out_what_is_kept_for_another(autojump_clock: MockClock) -> None:
+    """A principal with many keys costs itself its room, and nobody else a second run."""
+    names = iter(["ann", "bob"])
+    async with world(ServerLimits(max_kept_results=5), authenticate=lambda *_: next(names)) as w:
+        ann, bob = await w.clients(2)
+        await ann.call("pay", 5, 0.0, key="mine")
+        assert await ann.result() == 1
+        for number in range(6):
+            await bob.call("pay", 5, 0.0, key=str(number))
+            await bob.result()
+        await ann.call("pay", 5, 0.0, key="mine", previous="1")
+        assert await ann.result() == 1
 
 
 def test_what_is_kept_anew_takes_room_once() -> None:
@@ -820,6 +869,23 @@ async def test_a_stub_with_a_key_retries_by_itself(autojump_clock: MockClock) ->
         assert (w.bank.runs, pool.statistics().retries) == (1, 2)
 
 
+@pytest.mark.parametrize("name", ["pay", "settle"])
+async def test_a_stub_with_a_key_retries_in_a_pool_that_drains(autojump_clock: MockClock, name: str) -> None:
+    """It has begun before the drain, and the drain waits for it."""
+    results: list[int] = []
+    async with world() as w, open_pool(w.listener.connect, heartbeat=QUIET) as pool, trio.open_nursery() as nursery:
+
+        async def call() -> None:
+            results.append(await getattr(pool.stub(Bank, idempotency_key="k"), name)(5, 3.0))
+
+        nursery.start_soon(call)
+        await trio.sleep(1)
+        nursery.start_soon(pool.drain, 60)
+        await trio.sleep(1)
+        await trio.aclose_forcefully(w.listener.connections[-1])
+    assert (results, w.bank.runs) == ([1], 1)
+
+
 async def test_a_retry_that_comes_after_the_end_gets_the_result(autojump_clock: MockClock) -> None:
     """What nobody was there to be told is kept all the same."""
     async with world() as w:
@@ -1047,6 +1113,20 @@ async def test_what_the_server_stops_has_ended_when_it_says_so(autojump_clock: M
             pass
         assert (event.outcome, w.bank.running) == (Outcome.STOPPED, 0)
         assert trio.current_time() < 8
+
+
+async def test_what_the_server_stopped_is_not_begun_again_by_a_retry(autojump_clock: MockClock) -> None:
+    """Not even if its connection ended before the handler did, and nobody could be told: no caller has decided so."""
+    limits = ServerLimits(max_age=5, max_age_grace=1, cancel_wait=1, close_timeout=1)
+    async with world(limits) as w:
+        first = await w.client()
+        await first.call("pay", 5, 99.0, 4.0)
+        assert await first.closed()
+        assert w.bank.running == 1
+        second = await w.client()
+        await second.call("pay", 5, 99.0, 4.0, previous="1")
+        assert await second.error() == (Code.CANCELLED, Outcome.STOPPED, True)
+        assert (w.bank.runs, w.bank.running) == (1, 0)
 
 
 async def test_after_the_grace_nothing_is_begun(autojump_clock: MockClock) -> None:

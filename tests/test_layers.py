@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "trio_rpc"
 # Lowest first: a module may import from its own layer and from those above it in this table, never from one below.
 # A package stands for all its modules.
 LAYERS = {
-    "words": {"_errors", "_config", "_statistics", "_util"},
+    "words": {"_errors", "_checks", "_config", "_statistics", "_util"},
     "pure": {"wire", "codecs", "_contract", "_failures", "_context"},
     "one peer": {
         *("_scope", "_sockets", "_timer", "_outbox", "_heartbeat", "_tls", "_watch", "_handshake"),

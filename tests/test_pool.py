@@ -746,9 +746,9 @@ async def test_one_given_stream_is_a_pool_of_one(autojump_clock: MockClock) -> N
             await trio.sleep(30)
             await stream.aclose()
             await trio.testing.wait_all_tasks_blocked()
-            for options in ({}, {"wait_for_ready": True}):
+            for ready in (None, True):
                 with pytest.raises(ConnectError, match="has ended") as caught:
-                    await pool.stub(Desk, **options).echo(1)
+                    await pool.stub(Desk, wait_for_ready=ready).echo(1)
                 assert not caught.value.may_have_run
                 assert trio.current_time() == 30
 

@@ -717,3 +717,86 @@ async def closed_under(world: World) -> None:
     """A call that the pool's end stops."""
     with pytest.raises(trio_rpc.PoolClosed):
         await world.stub.hold(60)
+
+
+async def test_one_deadline_over_many_calls_is_no_failure_of_servers(autojump_clock: MockClock) -> None:
+    """Calls that had only just begun when it passed say nothing of their endpoints."""
+    async with open_street("ab", breaker=CircuitBreaker(), limits={"max_in_flight": 20}) as street:
+        await street.pool.wait_connected(2)
+        for _ in range(3):
+            with trio.move_on_after(0.02):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(12):
+                        nursery.start_soon(street.stub().who, 0.05)
+        seen = [endpoint.statistics() for endpoint in street.pool.endpoints]
+        assert [(one.ejected, one.circuit) for one in seen] == [(False, "closed")] * 2
+        assert max(one.latency for one in seen) <= 0.05
+
+
+@pytest.mark.parametrize("answers", [0, 5])
+async def test_a_server_that_hangs_fails(autojump_clock: MockClock, answers: int) -> None:
+    """The calls' own deadlines tell it, each counted once; what is long depends on what its answers took."""
+    breaker = CircuitBreaker(consecutive=3, backoff=trio_rpc.Backoff(initial=100, jitter=0))
+    async with open_street("a", breaker=breaker, limits={"max_in_flight": 20}) as street:
+        await street.pool.connect()
+        for _ in range(answers):
+            await street.stub().who(0.1)
+        for _ in range(3):
+            assert street.pool.endpoints[0].statistics().circuit == "closed"
+            with trio.move_on_after(2):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(4):
+                        nursery.start_soon(street.stub().who, 60)
+        assert street.pool.endpoints[0].statistics().circuit == "open"
+
+
+async def test_a_server_that_is_not_well_is_told_as_such(autojump_clock: MockClock) -> None:
+    """Not as a lack of places: no further connection is dialled, who waits learns why, who fails fast at once."""
+    healths = {"a": HealthService({"Clerk": Status.NOT_SERVING})}
+    limits = {"max_connections": 4, "acquire_timeout": 2}
+    async with open_street("a", healths=healths, health_check="Clerk", limits=limits) as street:
+        async with street.pool.events() as events:
+            with pytest.raises(trio_rpc.ConnectError, match="the health of 'Clerk' is NOT_SERVING"):
+                await street.pool.connect()
+            assert street.pool.state is trio_rpc.Connectivity.TRANSIENT_FAILURE
+            with pytest.raises(trio_rpc.PoolTimeout, match="the health of 'Clerk' is NOT_SERVING"):
+                await street.stub().who()
+            assert street.now() == 2
+            with pytest.raises(trio_rpc.ConnectError, match="NOT_SERVING"):
+                await street.stub(wait_for_ready=False).who()
+            assert (street.now(), street.pool.statistics().connects) == (2, 1)
+            healths["a"].set("Clerk", Status.SERVING)
+            assert await street.stub().who() == "a"
+            kinds = [events.receive_nowait().kind for _ in range(events.statistics().current_buffer_used)]
+            assert [kind for kind in kinds if kind.endswith("healthy")] == ["unhealthy", "healthy"]
+
+
+async def test_a_policy_may_leave_refusals_alone(autojump_clock: MockClock) -> None:
+    """Then a full server is told at once, and not at the end of the caller's patience."""
+    limits = trio_rpc.ServerLimits(max_calls=1)
+    async with open_world(server_limits=limits) as world, trio.open_nursery() as nursery:
+        nursery.start_soon(world.stub.hold, 3)
+        await trio.sleep(1)
+        began = trio.current_time()
+        with pytest.raises(trio_rpc.Overloaded) as caught:
+            await world.pool.stub(Desk, retry=RetryPolicy(refusals=False)).echo(1)
+        assert (trio.current_time(), caught.value.attempts, world.stats.retries) == (began, 1, 0)
+        assert await world.stub.echo(1) == 1
+        assert trio.current_time() > began + 1
+
+
+async def test_why_connections_were_closed(autojump_clock: MockClock) -> None:
+    """An event tells it of each."""
+    async with open_world(max_connections=2, max_in_flight=1, idle_timeout=5, max_lifetime=100) as world:
+        world.pool.rng = lambda: 0.0
+        async with world.pool.events() as events, trio.open_nursery() as nursery:
+            nursery.start_soon(world.stub.hold, 1)
+            nursery.start_soon(world.stub.hold, 1)
+            await trio.sleep(20)
+            world.pool.recycle()
+            await trio.sleep(101)
+            await world.server.drain()
+            await trio.sleep(1)
+            told = [events.receive_nowait() for _ in range(events.statistics().current_buffer_used)]
+    closed = [event.detail for event in told if event.kind == "closed"]
+    assert closed == ["not needed", "recycle", "max_lifetime", "the server goes away"]

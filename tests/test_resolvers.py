@@ -398,7 +398,7 @@ async def test_a_file_lists_endpoints(watched: Watched, mock_clock: MockClock, t
     [
         (
             b"tcp://b:2\ntcp://c",
-            "line 2: 'tcp://c' has no valid port: write tcp://host:port with a port from 0 to 65535",
+            "line 2: 'tcp://c' has no valid port: write tcp://host:port with a port from 1 to 65535",
         ),
         (b"\n\ntcp://c:0", "line 3: tcp://c:0 has port 0, which is for listening"),
         (b"tcp://b:2 heavy", "line 1: 'heavy' is no weight: write a number after the address, or nothing"),
@@ -435,6 +435,20 @@ async def test_a_bad_file_changes_nothing(
     watched.replace("tcp://b:2")
     assert await watched.look() == [["tcp://b:2 1"]]
     assert watched.resolver.problem is None
+
+
+async def test_a_file_that_stays_bad_takes_no_more_memory_with_each_look(tmp_path: Path, mock_clock: MockClock) -> None:
+    """The one error that is raised again and again does not gather the frames of all looks."""
+    path = tmp_path / "servers"
+    path.write_text("nonsense")
+    resolver = watched_file(path)
+    depths = set()
+    for _ in range(6):
+        with pytest.raises(ValueError, match="line 1") as caught:
+            await resolver.look()
+        depths.add(len(caught.traceback))
+        mock_clock.jump(1)
+    assert len(depths) == 1
 
 
 async def test_the_order_of_lines_is_no_change(watched: Watched, mock_clock: MockClock) -> None:
@@ -570,7 +584,7 @@ async def test_resolvers_as_text_work(tmp_path: Path) -> None:
         (lambda: watched_file("/x", interval=float("inf")), "interval must be more than 0 seconds and finite, not inf"),
         (lambda: static("a"), "'a' is no address"),
         (lambda: resolver_for("dns://a"), "'dns://a' names no host and port: write dns://host:port"),
-        (lambda: resolver_for("dns://a:0"), "'dns://a:0' names no host and port"),
+        (lambda: resolver_for("dns://a:0"), "'dns://a:0' has port 0, which is for listening: write the servers' port"),
         (lambda: resolver_for("dns://:1"), "'dns://:1' names no host and port"),
         (lambda: resolver_for("file://servers"), "'file://servers' names no file: write file:///path"),
         (lambda: resolver_for("file:///"), "'file:///' names no file"),

@@ -508,6 +508,25 @@ async def test_push_back_says_never(
             assert (caught.value.retry_after, pool.statistics().retries, trio.current_time()) == (None, 0, 0)
 
 
+@pytest.mark.parametrize("call", [balance, history])
+async def test_who_was_put_off_learns_at_once_that_the_pool_is_closed(autojump_clock: MockClock, call: Call) -> None:
+    """However long the server wants to be left alone: there will be no other attempt."""
+    ended: list[float] = []
+    async with open_ledger(answers(ends(Code.UNAVAILABLE, Outcome.FAILED, pushback="3600000"))) as (ledger, pool):
+
+        async def wait() -> None:
+            with trio.move_on_after(9999), pytest.raises(trio_rpc.PoolClosed) as caught:
+                await call(ledger)
+            ended.append(trio.current_time())
+            assert caught.value.may_have_run
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.sleep(1)
+            await pool.aclose()
+    assert ended == [1]
+
+
 async def test_push_back_begins_the_ladder_anew(autojump_clock: MockClock) -> None:
     """What the server knows better than the ladder ends the ladder's growth."""
     policy = RetryPolicy(attempts=5, backoff=POLICY.backoff)
@@ -525,6 +544,32 @@ async def test_push_back_is_told(autojump_clock: MockClock, failure: tuple[Code,
             with pytest.raises(RpcError) as caught:
                 await call(ledger)
             assert caught.value.retry_after == 200
+
+
+def signed(code: Code | None, **metadata: str) -> Step:
+    """End a call with an error, or well, and tell this beside it."""
+
+    async def step(peer: ScriptedPeer, request: RequestReceived) -> None:
+        if code is None:
+            await peer.send(peer.protocol.response(request.id, msgpack.packb("done"), (), dict(metadata)))
+        else:
+            content = msgpack.packb(None)
+            await peer.send(peer.protocol.error(request.id, code, Outcome.FAILED, True, "no", content, dict(metadata)))
+
+    return step
+
+
+@pytest.mark.parametrize(("last", "given"), [(None, {"by": "3"}), (Code.UNAVAILABLE, {"by": "3"})])
+async def test_what_came_with_the_last_attempt_is_given(
+    autojump_clock: MockClock, last: Code | None, given: dict[str, str]
+) -> None:
+    """And not what came with those before it, be it a result or an error in the end."""
+    lost = [signed(Code.UNAVAILABLE, by="1", only="1"), signed(Code.UNAVAILABLE, by="2")]
+    metadata: dict[str, str | bytes] = {}
+    async with open_ledger(answers(*lost, signed(last, by="3"))) as (_ledger, pool):
+        with suppress(RemoteError):
+            await balance(pool.stub(Ledger, reply_metadata=metadata))
+    assert metadata == given
 
 
 # -- what retries may cost ---------------------------------------------------------------------------------------------
@@ -1120,6 +1165,15 @@ async def test_a_restarted_stream_is_joined_when_left(autojump_clock: MockClock)
         await trio.sleep(10)
         stats = pool.statistics()
         assert (stats.in_flight, stats.waiting, stats.retries) == (0, 0, 1)
+
+
+async def test_nobody_waits_for_a_stream_left_between_two_attempts(autojump_clock: MockClock) -> None:
+    """However long the server has put off the next one: draining ends with what is under way."""
+    async with open_ledger(answers(ends(Code.UNAVAILABLE, Outcome.FAILED, pushback="3600000"))) as (ledger, pool):
+        with trio.move_on_after(1):
+            await history(ledger)
+        await pool.drain(grace=100)
+        assert trio.current_time() == 1
 
 
 def late_items(taken: list[int], *, after: float) -> AsyncGenerator[int, None]:

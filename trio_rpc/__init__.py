@@ -1,8 +1,8 @@
 """trio_rpc: cancel scopes, deadlines, errors and backpressure that cross the network.
 
 Layout: every module that begins with an underscore is private, and this page is the front door. The namespaces beside
-it are `trio_rpc.codecs` (more codecs), `trio_rpc.resolvers` (where endpoints come from), `trio_rpc.health`,
-`trio_rpc.testing` (the test kit) and `trio_rpc.wire` (the protocol without I/O).
+it are `trio_rpc.codecs` (more codecs), `trio_rpc.resolvers` (where endpoints come from) and `trio_rpc.wire` (the
+protocol without I/O); and, to be imported by name, `trio_rpc.health` and `trio_rpc.testing` (the test kit).
 """
 
 import logging as _logging

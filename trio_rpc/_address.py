@@ -10,6 +10,7 @@ import errno
 import functools
 import ipaddress
 import os
+import re
 import socket
 import ssl
 import stat
@@ -23,7 +24,7 @@ from ._errors import ConnectError
 from ._sockets import SocketStream
 from ._tls import is_final, start_tls, why
 
-__all__ = ["Address", "SocketListener", "dial", "listen", "peer_name"]
+__all__ = ["Address", "SocketListener", "dial", "is_host", "listen", "peer_name"]
 
 BACKLOG = 4096
 """The kernel clips it to somaxconn."""
@@ -39,24 +40,31 @@ class Address:
     path: str = ""
 
     @classmethod
-    def parse(cls, text: str) -> Address:
-        """Read an address. Raises ValueError, with an example of what to write, for anything else."""
+    def parse(cls, text: str, *, least_port: int = 0) -> Address:
+        """Read an address. Raises ValueError, with an example of what to write, for anything else.
+
+        `least_port` is only told: 0 where it means any free one, 1 where a server is to be reached.
+        """
         if not isinstance(text, str):
-            raise TypeError(f"an address is a text like 'tcp://127.0.0.1:7000', not {text!r}")
+            raise TypeError(f"an address is a text like 'tcp://127.0.0.1:7000', not {text!r:.80}")
         scheme, found, rest = text.partition(":")
+        if several := _several(text):
+            raise ValueError(f"{text!r} is more than one address: write a list of them, {several}")
         if scheme == "unix" and found:
-            path = rest.removeprefix("//")
-            if path in ("", "@", "/"):
-                raise ValueError(f"{text!r} names no socket: write unix:///run/app.sock or unix:@name")
-            return cls("unix", path=path)
+            return cls("unix", path=_socket_path(text, rest.removeprefix("//")))
         if scheme not in ("tcp", "tls") or not rest.startswith("//"):
             raise ValueError(
                 f"{text!r} is no address: write tcp://host:port, tls://host:port, unix:///path or unix:@name"
             )
         host, colon, port = rest[2:].rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
+        if host.startswith("[") and host.endswith("]"):
+            host = host[1:-1]
         if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535 or "/" in host:
-            raise ValueError(f"{text!r} has no valid port: write {scheme}://host:port with a port from 0 to 65535")
+            raise ValueError(
+                f"{text!r} has no valid port: write {scheme}://host:port with a port from {least_port} to 65535"
+            )
+        if host and not is_host(host):
+            raise ValueError(f"{text!r} has no valid host: {host!r} is no name, and no address in numbers")
         return cls(scheme, host, int(port))
 
     def __str__(self) -> str:
@@ -79,6 +87,39 @@ class Address:
     def unix_path(self) -> str:
         """What the kernel calls it: abstract names begin with a NUL."""
         return "\0" + self.path[1:] if self.path.startswith("@") else self.path
+
+
+def is_host(text: str) -> bool:
+    """Whether a text may be a host's name, or its address in numbers (without brackets)."""
+    if ":" in text:
+        try:
+            return ipaddress.ip_address(text).version == 6
+        except ValueError:
+            return False
+    return not _NOT_IN_HOSTS.search(text)
+
+
+_NOT_IN_HOSTS = re.compile(r"[\s\x00-\x20\x7f/?#@,;\[\]]|^$")
+_NEXT_ADDRESS = re.compile(r"[\s,;]+(?=(?:tcp|tls)://|unix:)")
+"""What stands between two addresses in one text."""
+
+
+def _several(text: str) -> list[str]:
+    """The addresses, if a text has more than one; with `tcp://a:1,b:2` as well, which other libraries take."""
+    parts = _NEXT_ADDRESS.split(text)
+    scheme = text.partition("://")[0]
+    if len(parts) == 1 and scheme in ("tcp", "tls"):
+        rest = text.partition("://")[2]
+        parts = [f"{scheme}://{part.strip()}" for part in rest.split(",") if part.strip()]
+    return parts if len(parts) > 1 else []
+
+
+def _socket_path(text: str, path: str) -> str:
+    if path in ("", "@", "/"):
+        raise ValueError(f"{text!r} names no socket: write unix:///run/app.sock or unix:@name")
+    if path[0] not in "/@":
+        raise ValueError(f"{text!r} has no whole path: write unix:///... with a path that begins with /, or unix:@name")
+    return path
 
 
 async def dial(address: Address, ssl_context: ssl.SSLContext | None, hostname: str | None = None) -> trio.abc.Stream:
@@ -109,7 +150,7 @@ async def _connect(address: Address) -> SocketStream:
     elif (family := _literal(address.host)) is not None:
         return await _connect_at_once(family, address)
     else:
-        sock = (await trio.open_tcp_stream(address.host or "localhost", address.port)).socket
+        sock = (await trio.open_tcp_stream(address.host, address.port)).socket
     return SocketStream(_own(sock))
 
 

@@ -30,6 +30,10 @@ IN_A_ROW = 5
 """Failures in a row that are believed at once, as by ejection and circuit breakers."""
 MOST_KEPT = 0.9
 """Of a latency above the latest answer, however short the time between the two."""
+MUCH_LONGER = 3.0
+"""Than its answers take: what a call must have waited for before its passed deadline speaks against the endpoint."""
+LONG = 1.0
+"""The same in seconds, for an endpoint that has not answered yet."""
 JITTER = 1e-6
 """Of its weight: what parts those whose turn it is equally, so that not every client begins with the same one."""
 
@@ -62,23 +66,38 @@ class Load:
     times are seconds.
     """
 
-    __slots__ = ("_answers", "_average", "_decay", "_failed", "_failing", "_failure_penalty", "_idle_at", "_sampled_at")
+    __slots__ = (
+        "_answers",
+        "_average",
+        "_decay",
+        "_failed",
+        "_failing",
+        "_failure_penalty",
+        "_idle_at",
+        "_late_at",
+        "_sampled_at",
+        "_usual",
+    )
 
     _answers: float
     _failing: float
     _failed: int
     _sampled_at: float | None
     _idle_at: float
+    _usual: float | None
+    """What answers take, without peaks."""
+    _late_at: float
 
     def __init__(self, decay: float, failure_penalty: float) -> None:
         self._decay, self._failure_penalty = decay, failure_penalty
         self._answers = self._failing = self._average = 0.0
         self._failed = 0
-        self._sampled_at = None
-        self._idle_at = -math.inf
+        self._sampled_at = self._usual = None
+        self._idle_at = self._late_at = -math.inf
 
     def note_success(self, latency: float, now: float) -> None:
         """A call was answered after `latency`."""
+        self._usual = latency if self._usual is None else self._usual + (latency - self._usual) / 8
         kept = self._kept(now)
         self._failed, self._failing = 0, self._failing * kept
         if latency < self._answers:
@@ -95,6 +114,17 @@ class Load:
         """A call was given up without an answer; it says something if that would have been a slow one."""
         if elapsed > self._average:
             self._take(elapsed, now)
+
+    def is_too_late(self, elapsed: float, now: float) -> bool:
+        """Whether a call that had no answer for so long, when its deadline passed, is a failure of the endpoint.
+
+        One deadline often spans a block of many calls, and then says nothing of those that had only just begun. And
+        all that end in one instant are one observation.
+        """
+        if elapsed <= (LONG if self._usual is None else MUCH_LONGER * self._usual) or now == self._late_at:
+            return False
+        self._late_at = now
+        return True
 
     def _kept(self, now: float) -> float:
         """What time has left of the past."""

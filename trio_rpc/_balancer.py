@@ -15,10 +15,10 @@ from ._calls import Outgoing
 from ._config import Balance, OutlierEjection
 from ._connection import Connection
 from ._ejection import Ejector, Tally, panics
-from ._outcomes import counts_against
+from ._outcomes import counts_against, ran_late
 from ._placement import Route
 from ._rendezvous import Rendezvous
-from ._statistics import Connectivity, EndpointStatistics
+from ._statistics import Connectivity, EndpointStatistics, EventKind
 from ._timer import Moment, Timer
 from ._upstream import Upstream
 
@@ -38,7 +38,7 @@ class Balancer:
         ejection: OutlierEjection | None,
         timer: Timer,
         draw: Callable[[], float],
-        note: Callable[[str, Upstream, str], object],
+        note: Callable[[EventKind, Upstream, str], object],
     ) -> None:
         self._policy: Policy = policy_of(balance)
         self._ejection = ejection
@@ -137,6 +137,11 @@ class Balancer:
         now = trio.current_time()
         return not any(circuit.allows(now) for circuit in circuits)
 
+    def next_probe_in(self) -> float:
+        """Seconds until a circuit may let a call pass; there is one that is open."""
+        times = [upstream.breaker.next_at for upstream in self._upstreams if upstream.breaker is not None]
+        return max(0.0, min(when for when in times if when is not None) - trio.current_time())
+
     # -- what became of calls --------------------------------------------------------------------------------------
 
     def began(self, upstream: Upstream, breaker: Breaker) -> None:
@@ -148,15 +153,17 @@ class Balancer:
 
     def observe(self, upstream: Upstream, call: Outgoing) -> None:
         """A call there has ended."""
-        now = trio.current_time()
-        failed = counts_against(call, now)
+        now, load = trio.current_time(), upstream.load
+        failed, elapsed = counts_against(call), now - call.started_at
+        if failed is None and ran_late(call, now) and load.is_too_late(elapsed, now):
+            failed = True
         if failed:
-            upstream.load.note_failure(now)
+            load.note_failure(now)
         elif call.received is None:  # A stream lasts for as long as its consumer likes.
             if failed is None:
-                upstream.load.note_cancelled(now - call.started_at, now)
+                load.note_cancelled(elapsed, now)
             else:
-                upstream.load.note_success(now - call.started_at, now)
+                load.note_success(elapsed, now)
         if upstream.breaker is not None:
             self._judge_circuit(upstream, upstream.breaker, failed, call)
         if failed is None or self._ejector is None or len(self._upstreams) < 2:

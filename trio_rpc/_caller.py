@@ -35,7 +35,7 @@ from ._scope import hidden_nursery
 from ._statistics import CallerCounters
 from ._streaming import Feeder, StreamCall
 from ._timer import Timer
-from ._trial import Trial
+from ._trial import Pause, Trial
 from ._util import locate
 from ._waiting import Attempt
 from .wire import LEAST_FRAME_SIZE, Bytes, Metadata, ResponseReceived
@@ -95,10 +95,8 @@ class Caller:
             acquire_timeout=acquire_timeout,
         )
         self._untyped: dict[tuple[str, Shape], RemoteMethod] = {}
-        self.restarting: dict[StreamCall | HedgedCall, None] = {}
-        """What nobody awaits as a whole, between two attempts; in order."""
-        self.pausing: int = 0
-        """Calls whose tasks sleep between two attempts."""
+        self.restarting: dict[StreamCall | HedgedCall | Pause, None] = {}
+        """Calls between two attempts, in order."""
         self.resumed = resumed
         """Told that a call is between two attempts no more."""
         self.rng = rng
@@ -109,7 +107,7 @@ class Caller:
     @property
     def between_attempts(self) -> bool:
         """True while any call is neither in a line nor in flight, and will be again."""
-        return bool(self.pausing or self.restarting)
+        return bool(self.restarting)
 
     def by_name(self, name: str, shape: Shape) -> RemoteMethod:
         """A method without a contract, compiled once. Raises ValueError for what is no name."""
@@ -220,6 +218,7 @@ class Caller:
                     if expired_remotely(call):
                         await trio.sleep_until(call.deadline)
                     if feeder.taken:
+                        self.take_metadata(call, options)
                         raise trial.final(error)
                     await trial.again(error, call)
             assert feeder.error is not None
@@ -365,10 +364,11 @@ class Caller:
 
     def _error(self, call: Outgoing, method: RemoteMethod, options: CallOptions) -> BaseException | None:
         """What the call is to raise: the terminal frame decides, then a cancellation that was waiting for it."""
-        self.take_metadata(call, options)
         if type(call.terminal) is ResponseReceived:
+            self.take_metadata(call, options)
             return None
         if call.cancelled is not None and not has_own_end(call):
+            self.take_metadata(call, options)
             raise call.cancelled
         return error_of(call, method)
 

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 import attrs
 
+from ._checks import of
 from ._errors import Code
 
 __all__ = [
@@ -54,7 +55,7 @@ def _setting(
                 raise ValueError(f"{attribute.name} must be a number, not None: this bound cannot be switched off")
             return
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{attribute.name} must be a number, not {value!r}")
+            raise TypeError(f"{attribute.name} must be a number, not {value!r:.80}")
         if isinstance(default, int) and isinstance(value, float):  # It travels to the peer, who would not take 2.0.
             raise TypeError(f"{attribute.name} must be a whole number, not {value!r}")
         if (at_least is not None and not value >= at_least) or (above is not None and not value > above):
@@ -123,16 +124,24 @@ class RetryBudget:
     window: float = _setting(10.0, "How long a deposit can be drawn on (Finagle: 10 s).", above=0)
 
 
-def _codes(codes: Iterable[Code]) -> frozenset[Code]:
-    return frozenset(codes)
+def _codes(codes: Any) -> frozenset[Code]:
+    if isinstance(codes, Code):
+        raise TypeError(f"codes must be a set of codes, not one alone: write {{Code.{codes.name}}}")
+    if isinstance(codes, str) or not isinstance(codes, Iterable):
+        raise TypeError(f"codes must be a set of codes like {{Code.UNAVAILABLE}}, not {codes!r:.80}")
+    found = list(codes)
+    for code in found:
+        if not isinstance(code, Code):
+            raise TypeError(f"codes must hold codes like Code.UNAVAILABLE, not {code!r:.80}")
+    return frozenset(found)
 
 
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
     """Retries of `idempotent=True` methods after failures that may have run.
 
-    What surely did not run is retried whatever this says, inside the call's own deadline. All attempts share
-    that one deadline.
+    What surely did not run is retried for any method, however many attempts that takes, inside the call's own deadline;
+    unless `refusals` says not to. All attempts share that one deadline.
     """
 
     attempts: int = _setting(
@@ -140,18 +149,25 @@ class RetryPolicy:
     )
     backoff: Backoff = attrs.field(
         default=Backoff(initial=0.1, factor=2.0, maximum=1.0, jitter=0.2),
-        validator=attrs.validators.instance_of(Backoff),
+        validator=of(Backoff, advice="write Backoff(initial=...)"),
         metadata={"doc": "Delays between attempts: 100 ms, doubling to 1 s, +-20 %.", "off": False},
+    )
+    refusals: bool = attrs.field(
+        default=True,
+        validator=of(bool),
+        metadata={
+            "doc": "Try again what surely did not run, inside the deadline; False: a full server is told at once.",
+            "off": False,
+        },
     )
     codes: frozenset[Code] = attrs.field(
         default=frozenset({Code.UNAVAILABLE}),
         converter=_codes,
-        validator=attrs.validators.deep_iterable(attrs.validators.instance_of(Code)),
         metadata={"doc": "Codes of handlers' own failures that are worth another attempt.", "off": False},
     )
     budget: RetryBudget | None = attrs.field(
         default=RetryBudget(),
-        validator=attrs.validators.instance_of((RetryBudget, type(None))),
+        validator=of(RetryBudget, none=True, advice="write RetryBudget(ratio=...)"),
         metadata={
             "doc": "What retries and hedges of the pool may cost together; only the pool's own counts.",
             "off": True,
@@ -159,7 +175,7 @@ class RetryPolicy:
     )
     throttle: RetryThrottle | None = attrs.field(
         default=None,
-        validator=attrs.validators.instance_of((RetryThrottle, type(None))),
+        validator=of(RetryThrottle, none=True, advice="write RetryThrottle(tokens=...)"),
         metadata={"doc": "gRPC's brake, beside the budget; only the pool's own counts.", "off": True},
     )
 
@@ -250,7 +266,7 @@ class CircuitBreaker:
     min_calls: int = _setting(5, "Calls in the window that the share needs (Finagle: 5).", at_least=1)
     backoff: Backoff = attrs.field(
         default=Backoff(initial=5.0, factor=2.0, maximum=300.0, jitter=0.2),
-        validator=attrs.validators.instance_of(Backoff),
+        validator=of(Backoff, advice="write Backoff(initial=...)"),
         metadata={"doc": "How long it stays open: 5 s, doubling to 300 s, +-20 % (Finagle: 5 to 300 s).", "off": False},
     )
 
@@ -326,7 +342,7 @@ class PoolLimits(Limits):
     )
     autostart: bool = attrs.field(
         default=True,
-        validator=attrs.validators.instance_of(bool),
+        validator=of(bool),
         metadata={"doc": "Dial the minimum at once; False: with the first call, or `connect`.", "off": False},
     )
     max_waiting: int | None = _setting(
@@ -336,7 +352,7 @@ class PoolLimits(Limits):
     acquire_timeout: float | None = _setting(10.0, "Longest wait for a place before PoolTimeout.", at_least=0, off=True)
     spread: bool = attrs.field(
         default=True,
-        validator=attrs.validators.instance_of(bool),
+        validator=of(bool),
         metadata={
             "doc": "Calls go where the fewest are; False: to the oldest connection with a place, so that the others can age.",
             "off": False,
@@ -369,7 +385,7 @@ class PoolLimits(Limits):
     )
     connect_backoff: Backoff = attrs.field(
         default=Backoff(),
-        validator=attrs.validators.instance_of(Backoff),
+        validator=of(Backoff, advice="write Backoff(initial=...)"),
         metadata={"doc": "Delays between failed dials, start to start; reset by a HELLO.", "off": False},
     )
 

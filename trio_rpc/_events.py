@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from ._statistics import PoolEvent
+from ._statistics import EventKind, PoolEvent
 
 __all__ = ["Events"]
 
@@ -20,7 +20,7 @@ class Events:
         """With how many each has missed."""
         self._ended = False
 
-    def tell(self, kind: str, endpoint: str | None, detail: str = "", error: BaseException | None = None) -> None:
+    def tell(self, kind: EventKind, endpoint: str | None, detail: str = "", error: BaseException | None = None) -> None:
         """Something has happened. Costs next to nothing while nobody watches."""
         if not self._watchers:
             return

@@ -33,13 +33,13 @@ __all__ = ["call_all", "first_success", "gather", "quorum"]
 A = TypeVar("A")
 T = TypeVar("T")
 
-Call: TypeAlias = Callable[[], Awaitable[T]]
+AsyncCall: TypeAlias = Callable[[], Awaitable[T]]
 
 FAILED_BESIDE = "a call beside it has failed"
 """The reason of a cancellation that is joined."""
 
 
-async def call_all(calls: Iterable[Call[T]], *, limit: int | None = None) -> list[T]:
+async def call_all(calls: Iterable[AsyncCall[T]], *, limit: int | None = None) -> list[T]:
     """Make all calls, and return their results in the order of the calls.
 
     The first failure cancels the other calls, waits for their end as any cancellation does, and comes out as it is. If
@@ -87,7 +87,7 @@ async def gather(function: Callable[[A], Awaitable[T]], items: Iterable[A], *, l
     return fan.all_results()
 
 
-async def first_success(calls: Iterable[Call[T]], *, delay: float | None = None) -> T:
+async def first_success(calls: Iterable[AsyncCall[T]], *, delay: float | None = None) -> T:
     """Return the first result that comes; the other calls are cancelled, and not waited for.
 
     Remote handlers are stopped by their connections, which wait for their end. Local functions are cancelled as ever,
@@ -118,7 +118,7 @@ async def first_success(calls: Iterable[Call[T]], *, delay: float | None = None)
     raise fan.group(f"all {len(todo)} calls failed")
 
 
-async def quorum(calls: Iterable[Call[T]], needed: int) -> list[tuple[int, T]]:
+async def quorum(calls: Iterable[AsyncCall[T]], needed: int) -> list[tuple[int, T]]:
     """Return the first `needed` results that come, each with the index of its call, in the order of their arrival.
 
     The other calls are cancelled, and not waited for, as in `first_success`: once there are enough results, and as
@@ -198,7 +198,7 @@ class _Fan(Generic[T]):
 
     # -- in the block ----------------------------------------------------------------------------------------------
 
-    async def start_all(self, calls: Iterable[Call[T]]) -> None:
+    async def start_all(self, calls: Iterable[AsyncCall[T]]) -> None:
         """Start one after the other, as the limit allows."""
         for call in calls:
             while len(self._scopes) >= self._limit:
@@ -207,7 +207,7 @@ class _Fan(Generic[T]):
                 return
             self._start(call)
 
-    async def start_staggered(self, calls: Iterable[Call[T]], delay: float | None) -> None:
+    async def start_staggered(self, calls: Iterable[AsyncCall[T]], delay: float | None) -> None:
         """Start each `delay` after the one before, or in the place of one that has failed."""
         replaced = 0
         for call in calls:
@@ -220,13 +220,13 @@ class _Fan(Generic[T]):
                 return
             self._start(call)
 
-    def _start(self, call: Call[T]) -> None:
+    def _start(self, call: AsyncCall[T]) -> None:
         # From the caller's own task alone, whose context it gets a copy of; an ended call's would be another one.
         index, self._started = self._started, self._started + 1
         self._scopes[index] = trio.CancelScope()
         self._nursery.start_soon(self._run, index, call, name=call)
 
-    async def _run(self, index: int, call: Call[T]) -> None:
+    async def _run(self, index: int, call: AsyncCall[T]) -> None:
         try:
             with self._scopes[index]:  # Takes its own Cancelled out of a group, which leaves the failures.
                 await checkpoint_if_cancelled()
@@ -294,7 +294,7 @@ def _not_awaitable(call: object, result: object) -> TypeError:
     )
 
 
-def _checked(helper: str, calls: Iterable[Call[T]]) -> list[Call[T]]:
+def _checked(helper: str, calls: Iterable[AsyncCall[T]]) -> list[AsyncCall[T]]:
     """The calls as a list. Raises TypeError for what cannot be one, before anything is started."""
     if not isinstance(calls, Iterable):
         raise TypeError(

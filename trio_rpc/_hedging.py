@@ -231,8 +231,8 @@ class HedgedCall:
         """Wait for all that was under way, each within its `cancel_wait`. What won the race against us counts."""
         for call in self._joined:
             await call.wait()
-        for call in self._joined:
-            if has_own_end(call):
-                self._call, self._error = call, error_of(call, self._method)
-                return
-        raise cancelled
+        ends = [(call, error_of(call, self._method)) for call in self._joined if has_own_end(call)]
+        if not ends:
+            raise cancelled
+        self._call, self._error = next((end for end in ends if end[1] is None), ends[0])  # A result, if there is one.
+        self._beside = len(self._joined) - 1

@@ -11,6 +11,7 @@ owning a place on it. A place is free again when the terminal frame has come, no
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
 import secrets
@@ -44,8 +45,8 @@ from ._lines import Lines
 from ._peer import Peer
 from ._placement import Route, least_in_flight
 from ._roster import Roster
-from ._settings import PoolSettings
-from ._statistics import CallerCounters, ConnectionCounters, Connectivity, LineCounters, PoolCounters
+from ._settings import PoolSettings, Prepare
+from ._statistics import CallerCounters, ConnectionCounters, Connectivity, EventKind, LineCounters, PoolCounters
 from ._timer import Timer
 from ._upstream import Upstream, own_copy
 from ._waiting import Attempt, WaitingLine
@@ -80,7 +81,7 @@ class Hub:
         self.caller_counters: CallerCounters = CallerCounters()
         self.line_counters: LineCounters = LineCounters()
         self.connection_counters: ConnectionCounters = ConnectionCounters()
-        specs = describe_services(settings.services) if settings.services else []
+        specs = describe_services(settings.services)
         self._service_names = tuple(spec.name for spec in specs)
         self._methods = compile_services(specs, settings.codec)
         self._credentials = checked(settings.credentials)
@@ -333,14 +334,19 @@ class Hub:
         """A HELLO has come. What has to be done before calls go there, if anything."""
         self._watch(upstream, connection)
         on_connect = self.settings.on_connect
-        return None if on_connect is None else partial(on_connect, connection.peer)
+        return None if on_connect is None else partial(_prepare, on_connect, connection.peer)
 
     def _watch(self, upstream: Upstream, connection: Connection) -> None:
         """Learn what becomes of calls there, if that matters to anybody."""
         if self.balancer.observes:
             connection.observe = partial(self.balancer.observe, upstream)
         if upstream.breaker is not None:
-            connection.begun = partial(self.balancer.began, upstream, upstream.breaker)
+            connection.begun = partial(self._note_begun, upstream, upstream.breaker)
+
+    def _note_begun(self, upstream: Upstream, breaker: Breaker, connection: Connection) -> None:
+        """A call begins there. Where none of the callers' may, it is our own: no probe, as it may go on for ever."""
+        if connection not in upstream.vetting.held:
+            self.balancer.began(upstream, breaker)
 
     def waiting_for(self, upstream: Upstream) -> int:
         """How many wait in line whom a connection there could serve."""
@@ -364,7 +370,7 @@ class Hub:
         self._watch(upstream, connection)
         return True
 
-    def note(self, kind: str, upstream: Upstream, detail: str = "", error: BaseException | None = None) -> None:
+    def note(self, kind: EventKind, upstream: Upstream, detail: str = "", error: BaseException | None = None) -> None:
         """Something has happened that those who watch may want to know."""
         self.events.tell(kind, upstream.name, detail, error)
         if kind in ("connect_failed", "lost"):
@@ -378,7 +384,7 @@ class Hub:
             except Exception:  # It is the user's, and we are in the middle of a connection's end.
                 log.warning("the resolver of %s cannot be refreshed", self.target, exc_info=True)
 
-    def _note_health(self, kind: str, upstream: Upstream, detail: str) -> None:
+    def _note_health(self, kind: EventKind, upstream: Upstream, detail: str) -> None:
         """An endpoint was ejected or restored, or its circuit is another one."""
         self.events.tell(kind, upstream.name, detail)
         self.lines.admit_all()
@@ -426,7 +432,7 @@ class Hub:
         """Replace every connection; a back-off under way does not count."""
         for upstream in self.upstreams:
             for connection in list(upstream.connections):
-                upstream.retire(connection)
+                upstream.retire(connection, "recycle")
             upstream.dialler.hurry()
         self._dial_what_is_wanted()
 
@@ -551,3 +557,11 @@ class Hub:
             raise PoolClosed(f"the pool of {self.target} is draining")
         if self._over is not None:
             raise self._over_error()
+
+
+async def _prepare(on_connect: Prepare, peer: Peer) -> None:
+    waiting: Any = on_connect(peer)
+    if not inspect.isawaitable(waiting):
+        text = f"on_connect must be an async function: {on_connect!r:.80} returned {waiting!r:.80}, and nothing to await"
+        raise ConnectError(text, peer=peer.address, permanent=True)
+    await waiting

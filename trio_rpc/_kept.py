@@ -1,7 +1,6 @@
 """What is kept of calls with an idempotency key, and what tells one of them from another: pure.
 
-All results are kept for equally long, so the oldest is always the first that is over; whatever bound is met, it is the
-oldest that is forgotten.
+All results are kept for equally long, so the oldest is always the first that is over.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class Answer:
     @property
     def size(self) -> int:
         """About what it takes to keep it, in bytes."""
-        metadata = sum(len(key) + len(value) for key, value in (self.metadata or {}).items())
+        metadata = sum(_length(key) + _length(value) for key, value in (self.metadata or {}).items())
         return OVERHEAD + len(self.payload) + sum(map(len, self.blobs)) + len(self.text) + metadata
 
     def give(self, call: Incoming) -> None:
@@ -65,6 +64,11 @@ class Answer:
             call.send_response(self.payload, self.blobs)
         else:
             call.send_error(self.code, self.outcome, self.text, self.payload)
+
+
+def _length(part: Any) -> int:
+    """Of text or bytes. What else a handler has put in is refused when it is sent, and must do no harm before."""
+    return len(part) if isinstance(part, str | bytes) else 0
 
 
 GIVEN_UP = Answer(
@@ -87,13 +91,19 @@ class Result:
 
 
 class Kept:
-    """The results of one server, oldest first."""
+    """The results of one server, oldest first.
 
-    __slots__ = ("_limits", "_results", "size")
+    Who has more than an equal share of them makes room with its own, so that nobody's results are pushed out by another
+    who has a lot.
+    """
+
+    __slots__ = ("_limits", "_parties", "_results", "size")
 
     def __init__(self, limits: ServerLimits) -> None:
         self._limits: ServerLimits = limits
         self._results: dict[Name, Result] = {}
+        self._parties: dict[Hashable, dict[Name, None]] = {}
+        """The same names, by whose they are."""
         self.size: int = 0
         """Bytes of all of them."""
 
@@ -116,7 +126,8 @@ class Kept:
             return
         self.forget(name)
         while len(self._results) >= limits.max_kept_results or self.size + size > limits.max_kept_bytes:
-            self._forget_oldest()
+            self._make_room(name[0])
+        self._parties.setdefault(name[0], {})[name] = None
         self._results[name] = Result(digest, answer, size, now + limits.result_window)
         self.size += size
 
@@ -125,10 +136,21 @@ class Kept:
         result = self._results.pop(name, None)
         if result is not None:
             self.size -= result.size
+            own = self._parties[name[0]]
+            del own[name]
+            if not own:
+                del self._parties[name[0]]
 
     def forget_old(self, now: float) -> None:
         """Forget what has been kept for long enough."""
         while self.next_end <= now:
+            self._forget_oldest()
+
+    def _make_room(self, party: Hashable) -> None:
+        own = self._parties.get(party, {})
+        if own and len(own) * len(self._parties) >= len(self._results):
+            self.forget(next(iter(own)))
+        else:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:

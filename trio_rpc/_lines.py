@@ -52,7 +52,9 @@ class Lines:
 
     def _circuits_open(self) -> CircuitOpen:
         where = self._roster.target
-        return CircuitOpen(f"the circuits of all endpoints of {where} are open", peer=where)
+        error = CircuitOpen(f"the circuits of all endpoints of {where} are open: they have failed too much", peer=where)
+        error.retry_after = self._balancer.next_probe_in()
+        return error
 
     def join_at(self, upstream: Upstream, attempt: Attempt) -> None:
         """Wait for a place at this endpoint. Raises PoolExhausted."""
@@ -178,14 +180,12 @@ class Lines:
 
     def _why_at(self, upstreams: Sequence[Upstream]) -> tuple[str, BaseException | None]:
         where = self._roster.target if len(upstreams) > 1 else upstreams[0].name
-        error = next(
-            (upstream.dialler.last_error for upstream in upstreams if upstream.dialler.last_error is not None), None
-        )
+        error = next((upstream.error for upstream in upstreams if upstream.error is not None), None)
         if self.suspended:
             return f"the pool of {where} is suspended", error
-        usable = sum(upstream.usable for upstream in upstreams)
-        if usable:
-            return f"all places of {usable} connections to {where} are taken", error
+        ready = sum(upstream.ready for upstream in upstreams)
+        if ready:
+            return f"all places of {ready} connections to {where} are taken", error
         return (f"no connection to {where}" if error is None else str(error)), error
 
 
@@ -205,7 +205,7 @@ class Despair:
 
 def _despair_of(upstreams: Collection[Upstream]) -> Despair | None:
     for upstream in upstreams:
-        error = upstream.dialler.last_error
+        error = upstream.error
         if isinstance(error, RpcError):
             return Despair(error, lasting=all(upstream.hopeless for upstream in upstreams))
     return None

@@ -247,7 +247,7 @@ class _Run:
         self.claim: float = -math.inf
         """Until when one that was lost may come back for it."""
         self.unwanted: bool = False
-        """The last who waited has cancelled it, and was not just lost."""
+        """The last who waited has cancelled it, and was not just lost, or stopped by this server."""
         self.over: bool = False
         self.answer: Answer | None = None
         self.final: bool = False
@@ -279,7 +279,7 @@ class _Run:
                 self.scope.deadline = min(self.scope.deadline, self.claim)
                 return False
             self.work.by_caller, self.work.join_until = True, call.join_until
-            self.unwanted = not call.ended
+            self.unwanted = not call.ended and (call.by_caller or not call.by_peer)
             self.scope.cancel()
         self.joiners[joiner] = None
         return True

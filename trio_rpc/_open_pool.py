@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -13,6 +14,7 @@ import trio
 
 from ._address import Address, dial
 from ._call import Interceptor
+from ._checks import check_type, shown
 from ._config import (
     Balance,
     CircuitBreaker,
@@ -26,9 +28,10 @@ from ._config import (
 from ._credentials import Credentials
 from ._dialler import Dial, Site
 from ._endpoint import Endpoint, endpoints
+from ._errors import ConnectError
 from ._hub import Hub
 from ._pool import Pool, keep_open
-from ._settings import PoolSettings, Prepare
+from ._settings import CONTEXTS, PoolSettings, Prepare
 from .resolvers._targets import resolver_for
 from .wire import Metadata
 
@@ -108,6 +111,7 @@ def open_pool(
 
 def _make_hub(target: AnyTarget, ssl_context: ssl.SSLContext | None, settings: PoolSettings) -> Hub:
     """Find out what kind of target it is. What is no target is told before anything is dialled."""
+    check_type("ssl_context", ssl_context, ssl.SSLContext, none=True, advice=CONTEXTS)
     site_of = partial(_site_of, ssl_context)
     resolver = resolver_for(target, ssl_context) if isinstance(target, str) else None
     if resolver is not None:
@@ -116,22 +120,43 @@ def _make_hub(target: AnyTarget, ssl_context: ssl.SSLContext | None, settings: P
         return Hub(_name_of(target), (), settings, resolver=target, site_of=site_of)
     sites = _sites_of(target, ssl_context)
     if not sites:
-        raise ValueError("a pool needs at least one endpoint: the list of addresses is empty")
+        kind = "mapping" if isinstance(target, Mapping) else "list of addresses"
+        raise ValueError(f"a pool needs at least one endpoint: the {kind} is empty")
     return Hub(", ".join(site.address for site in sites), sites, settings)
 
 
 def _sites_of(target: Any, ssl_context: ssl.SSLContext | None) -> list[Site]:
+    if inspect.isasyncgenfunction(target):
+        name = _name_of(target)
+        raise TypeError(f"{name} is an async generator function, and a resolver is what it gives: write {name}()")
     if callable(target):
         target = {_name_of(target): target}
     if isinstance(target, Mapping):
         if ssl_context is not None:
             raise ValueError("a function that opens streams does its own TLS: give ssl_context to it, not to open_pool")
-        return [Site(name, dial) for name, dial in target.items()]
-    if not isinstance(target, Iterable | Endpoint):
+        return [_own_site(name, dial) for name, dial in target.items()]
+    if isinstance(target, bytes | bytearray) or not isinstance(target, Iterable | Endpoint):
         raise TypeError(
             f"an address is a text like 'tcp://127.0.0.1:7000', not {target!r:.80}; a target may also be a list of these"
         )
     return [_site_of(ssl_context, endpoint) for endpoint in endpoints(target)]
+
+
+def _own_site(name: Any, dial: Any) -> Site:
+    check_type("a name of an endpoint", name, str)
+    if not callable(dial):
+        advice = ": for addresses write a list of these" if isinstance(dial, str | Endpoint) else ""
+        raise TypeError(f"{name!r:.80} must map to an async function that opens a stream, not to {shown(dial)}{advice}")
+    return Site(name, partial(_open_stream, name, dial))
+
+
+async def _open_stream(name: str, dial: Any) -> trio.abc.Stream:
+    waiting: Any = dial()
+    if not inspect.isawaitable(waiting):
+        text = f"{name} must be an async function that opens a stream: it returned {shown(waiting)}, nothing to await"
+        raise ConnectError(text, peer=name, permanent=True)
+    stream: trio.abc.Stream = await waiting
+    return stream
 
 
 def _name_of(target: Any) -> str:
@@ -186,11 +211,10 @@ async def open_connection(
         return stream
 
     name = "the given stream"
+    check_type("stream", stream, trio.abc.Stream)
     settings = PoolSettings(
         codec=codec,
-        limits=attrs.evolve(
-            limits, min_connections=0, max_connections=1, max_lifetime=None, idle_timeout=None, max_idle=None
-        ),
+        limits=limits,
         heartbeat=heartbeat,
         retry=retry,
         credentials=credentials,
@@ -199,7 +223,10 @@ async def open_connection(
         interceptors=interceptors,
         redial=False,
     )
-    hub = Hub(name, [Site(name, the_stream)], settings)
+    one = attrs.evolve(
+        limits, min_connections=0, max_connections=1, max_lifetime=None, idle_timeout=None, max_idle=None
+    )
+    hub = Hub(name, [Site(name, the_stream)], attrs.evolve(settings, limits=one))
     try:
         async with keep_open(lambda: hub) as pool:
             await pool.connect()

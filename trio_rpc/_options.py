@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import attrs
 
 from ._config import HedgePolicy, RetryPolicy
 from ._kept import KEY
 
-__all__ = ["CallOptions"]
+__all__ = ["CallOptions", "StubOptions"]
+
+
+class StubOptions(TypedDict, total=False):
+    """The options of `stub`, for type checkers and editors; `Target.stub` says what each means."""
+
+    metadata: Mapping[str, str | bytes]
+    retry: RetryPolicy
+    hedge: HedgePolicy | None
+    cancel_wait: float
+    acquire_timeout: float | None
+    wait_for_ready: bool | None
+    priority: int | None
+    routing_key: str | None
+    idempotency_key: str | None
+    reply_metadata: dict[str, str | bytes]
 
 
 @attrs.frozen

@@ -29,7 +29,16 @@ from ._methods import RemoteMethod
 from ._util import locate
 from .wire import EndReceived, ErrorReceived, Outcome, ResponseReceived
 
-__all__ = ["counts_against", "error_of", "expired_remotely", "has_own_end", "may_help", "pushback", "surely_not_run"]
+__all__ = [
+    "counts_against",
+    "error_of",
+    "expired_remotely",
+    "has_own_end",
+    "may_help",
+    "pushback",
+    "ran_late",
+    "surely_not_run",
+]
 
 PUSHBACK = "retry-pushback-ms"
 """Metadata of a failure by which a server says when to try again: gRPC's `grpc-retry-pushback-ms`."""
@@ -144,24 +153,30 @@ def pushback(call: Outgoing) -> float | None:
     return int(text) / 1000 if readable else math.inf
 
 
-def counts_against(call: Outgoing, now: float = -math.inf) -> bool | None:
+def counts_against(call: Outgoing) -> bool | None:
     """How an ended call speaks of its endpoint: True, a failure; False, a success; None, not at all.
 
-    An answer that is the caller's fault, or that the contract names, is a success. What the caller took back says
-    nothing, unless its deadline had passed by `now`: the endpoint was too slow then.
+    An answer that is the caller's fault, or that the contract names, is a success. What the caller took back, or gave
+    up, says nothing by itself.
     """
-    terminal, late = call.terminal, call.deadline <= now
+    terminal = call.terminal
     if call.lost is not None:
         return True if isinstance(call.lost, ConnectionLost) and call.written else None
     if not isinstance(terminal, ErrorReceived):
         return None if terminal is None else False
-    if terminal.outcome is Outcome.CANCELLED:
-        return True if late else None
+    if terminal.outcome in (Outcome.CANCELLED, Outcome.EXPIRED):
+        return None
     if terminal.outcome is Outcome.STOPPED and terminal.code is Code.CANCELLED:
         return None
     if terminal.outcome is Outcome.REFUSED and terminal.code is Code.UNAVAILABLE:
         return None
     return terminal.code in FAULTS and not (terminal.outcome is Outcome.FAILED and _is_declared(call, terminal))
+
+
+def ran_late(call: Outgoing, now: float) -> bool:
+    """True for a call that was given up, here or there, as its deadline had passed."""
+    outcome = _outcome(call)
+    return outcome is Outcome.EXPIRED or (outcome is Outcome.CANCELLED and call.deadline <= now)
 
 
 def _outcome(call: Outgoing) -> Outcome | None:

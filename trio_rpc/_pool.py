@@ -6,14 +6,16 @@ import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar, Unpack
 
 import attrs
 import trio
 
+from ._checks import checked_grace
 from ._config import PoolLimits
 from ._errors import RpcError
 from ._hub import Hub
+from ._options import StubOptions
 from ._scope import hidden_nursery
 from ._statistics import Connectivity, EndpointStatistics, PoolEvent, PoolStatistics
 from ._target import Target
@@ -78,7 +80,7 @@ class Pool(Target):
             endpoint = self._endpoints[upstream] = EndpointTarget(self._hub, upstream)
         return endpoint
 
-    def stubs(self, contract: Callable[..., S], /, **options: Any) -> list[S]:
+    def stubs(self, contract: Callable[..., S], /, **options: Unpack[StubOptions]) -> list[S]:
         """One stub for each endpoint of the moment, in order: what the fan-out helpers take. Options as for `stub`."""
         return [endpoint.stub(contract, **options) for endpoint in self.endpoints]
 
@@ -123,7 +125,8 @@ class Pool(Target):
     async def connect(self) -> None:
         """Wait for one connection, dialling if there is none.
 
-        Raises the error of the dials if all have failed, and that of the resolver if there is nothing to dial.
+        Raises the error of the dials if all have failed, what is known of the servers' health if none is well, and the
+        error of the resolver if there is nothing to dial.
         """
         hub = self._hub
         hub.start_filling()
@@ -136,7 +139,8 @@ class Pool(Target):
                     upstream.dial()
             await hub.changes.park()
             failed = [upstream for upstream, before in errors.items() if upstream.dialler.errors > before]
-            error = failed[-1].dialler.last_error if failed else None
+            unwell = [upstream for upstream in errors if upstream.vetting.complaint is not None]
+            error = (failed or unwell)[-1].error if failed or unwell else None
             if not hub.upstreams and hub.roster.failures > unresolved:
                 error = hub.roster.error
             if hub.state is Connectivity.TRANSIENT_FAILURE and isinstance(error, RpcError):
@@ -182,13 +186,15 @@ class Pool(Target):
         """Go on after `suspend`; no harm without."""
         self._hub.resume()
 
-    async def drain(self, grace: float = 10.0) -> None:
+    async def drain(self, grace: float | None = 10.0) -> None:
         """Close without losing anything: new calls raise PoolClosed, those in line and in flight are finished.
 
-        What still runs after `grace` seconds is cancelled, as by `aclose`. Returns when everything is gone.
+        What still runs after `grace` seconds (None: never) is cancelled, as by `aclose`. Returns when everything is
+        gone. Raises TypeError or ValueError, and closes nothing, for what is no number of seconds.
         """
+        seconds = checked_grace(grace)
         try:
-            with trio.move_on_after(grace):
+            with trio.move_on_after(seconds):
                 await self._hub.drain()
         finally:  # Cancelled, it closes at once.
             self._hub.close_soon()
@@ -223,7 +229,7 @@ class EndpointTarget(Target):
         self._upstream = upstream
 
     def __repr__(self) -> str:
-        return f"<Endpoint {self.address} of {self._hub.target} ({self.state.value})>"
+        return f"<EndpointTarget {self.address} of {self._hub.target} ({self.state.value})>"
 
     @property
     def address(self) -> str:

@@ -11,9 +11,11 @@ import trio
 
 from ._address import Address, listen
 from ._call import Interceptor
+from ._checks import check_type
 from ._config import AdaptiveLimit, Heartbeat, ServerLimits
 from ._dispatch import Authorize
-from ._server import CODECS, AnyListener, Authenticate, Server, keep_serving
+from ._server import AnyListener, Server, keep_serving
+from ._settings import CODECS, Authenticate, ServerSettings
 
 __all__ = ["open_server", "serve", "serve_listeners", "serve_stream"]
 
@@ -37,27 +39,34 @@ async def open_server(
     adaptive: AdaptiveLimit | None = None,
 ) -> AsyncIterator[Server]:
     """Serve for the length of a block; see `serve`. The server is listening when the block begins."""
-    server = Server(
-        services,
+    settings = ServerSettings(
         limits=limits,
         heartbeat=heartbeat,
         ssl_context=ssl_context,
         authenticate=authenticate,
         authorize=authorize,
+        allow_insecure=allow_insecure,
         interceptors=interceptors,
         debug=debug,
         codecs=codecs,
         adaptive=adaptive,
     )
-    several = list(address) if isinstance(address, Sequence) and not isinstance(address, str | bytes) else [address]
-    places = [item if isinstance(item, trio.abc.Listener) else Address.parse(item) for item in several]
-    for place in places:
-        if isinstance(place, Address):
-            _check_exposure(place, ssl_context, authenticate, allow_insecure)
-    listeners = await _listen_all(places)
+    server = Server(services, settings)
+    listeners = await _listen_all(_places(address, settings))
     addresses = [str(getattr(listener, "address", None) or repr(listener)) for listener in listeners]
     async with keep_serving(server, listeners, addresses):
         yield server
+
+
+def _places(address: Place | Sequence[Place], settings: ServerSettings) -> list[Address | AnyListener]:
+    several = list(address) if isinstance(address, Sequence) and not isinstance(address, str | bytes) else [address]
+    if not several:
+        raise ValueError("a server needs an address or listener: the list is empty")
+    places = [item if isinstance(item, trio.abc.Listener) else Address.parse(item) for item in several]
+    for place in places:
+        if isinstance(place, Address):
+            _check_exposure(place, settings)
+    return places
 
 
 async def _listen_all(places: Sequence[Address | AnyListener]) -> Sequence[AnyListener]:
@@ -73,15 +82,15 @@ async def _listen_all(places: Sequence[Address | AnyListener]) -> Sequence[AnyLi
     return listeners
 
 
-def _check_exposure(
-    address: Address, ssl_context: ssl.SSLContext | None, authenticate: Authenticate | None, allow_insecure: bool
-) -> None:
+def _check_exposure(address: Address, settings: ServerSettings) -> None:
+    ssl_context = settings.ssl_context
     if (address.scheme == "tls") != (ssl_context is not None) and address.scheme != "unix":
         raise ValueError(
             f"{address} and ssl_context do not go together: tls:// needs an ssl_context for the server's certificate, "
             "and tcp:// takes none"
         )
-    if not (address.is_local or ssl_context is not None or authenticate is not None or allow_insecure):
+    secured = ssl_context is not None or settings.authenticate is not None
+    if not (address.is_local or secured or settings.allow_insecure):
         raise ValueError(
             f"{address} can be reached from other machines without TLS or authentication: give an ssl_context or "
             "authenticate=, listen on 127.0.0.1, or say allow_insecure=True"
@@ -130,8 +139,8 @@ async def serve(
     Resource handling: when it returns or raises, no connection, handler or listener is left. Cancelling it cancels
     and joins the handlers, and tells their callers, before anything is closed.
 
-    Error handling: nothing that a peer or a handler does ends it. OSError if an address cannot be listened on;
-    TypeError for services that cannot be served, ValueError for addresses that cannot be meant.
+    Error handling: nothing that a peer or a handler does ends it. OSError if an address cannot be listened on; before
+    anything is opened, TypeError or ValueError for services, addresses and options that cannot be meant.
     """
     options: dict[str, Any] = {
         "limits": limits,
@@ -166,8 +175,10 @@ async def serve_stream(services: object, stream: trio.abc.Stream, **options: Any
 
     `options` as for `serve`, and cancelling it does the same. The stream is closed in the end.
     """
+    check_type("stream", stream, trio.abc.Stream)
     try:
-        async with open_server(services, [], **options) as server:
+        settings = ServerSettings(**options)
+        async with keep_serving(Server(services, settings), [], []) as server:
             await server.attend_apart(stream)
     finally:
         await trio.aclose_forcefully(stream)  # Cancelled early, it was never the server's.

@@ -23,24 +23,24 @@ import trio
 from ._address import peer_name
 from ._admission import Admission, party_of
 from ._ages import MAX_AGE, Ages, see_off
-from ._call import Interceptor
-from ._config import AdaptiveLimit, Heartbeat, ServerLimits
+from ._checks import checked_grace
 from ._connection import Connection
 from ._contained import Contained
 from ._contract import describe_services
-from ._dispatch import Authorize, compile_services
+from ._dispatch import compile_services
 from ._errors import ConnectError, ConnectionFailed, RpcError, Unauthenticated
 from ._handshake import answer, introduction
 from ._incoming import Served
 from ._once import Once
 from ._peer import Peer
 from ._scope import hidden_nursery
+from ._settings import ServerSettings
 from ._statistics import AdmissionCounters, ConnectionCounters, ServerCounters, ServerStatistics
 from ._timer import Timer
 from ._tls import start_tls, why
 from .wire import Hello, Protocol, Role
 
-__all__ = ["CODECS", "AnyListener", "Authenticate", "Server", "keep_serving"]
+__all__ = ["AnyListener", "Server", "keep_serving"]
 
 log = logging.getLogger("trio_rpc.server")
 
@@ -48,13 +48,6 @@ ACCEPT_PAUSE = 0.1
 """Pause after a failed accept: out of file descriptors, usually. The kernel keeps the callers in its queue."""
 LOG_PAUSE = 5.0
 """At most one line about failing accepts in so many seconds."""
-
-CODECS = ("msgpack", "json")
-"""What clients may speak unless told otherwise."""
-
-Authenticate = Callable[[Mapping[str, Any], str], Any]
-"""`authenticate(credentials, address)` returns the principal, or raises Unauthenticated; it may be async."""
-
 
 AnyListener: TypeAlias = trio.abc.Listener[Any]
 
@@ -68,35 +61,27 @@ class Server:
         instance: a random id of this server, which its clients see; another one after a restart.
     """
 
-    def __init__(
-        self,
-        services: object,
-        *,
-        limits: ServerLimits,
-        heartbeat: Heartbeat,
-        ssl_context: ssl.SSLContext | None = None,
-        authenticate: Authenticate | None = None,
-        authorize: Authorize | None = None,
-        interceptors: Sequence[Interceptor] = (),
-        debug: bool = False,
-        codecs: Sequence[str] = CODECS,
-        adaptive: AdaptiveLimit | None = None,
-    ) -> None:
+    def __init__(self, services: object, settings: ServerSettings) -> None:
+        limits = settings.limits
         self.limits = limits
-        self.heartbeat = heartbeat
+        self.heartbeat = settings.heartbeat
         self.addresses: tuple[str, ...] = ()
         self.rng: Callable[[], float] = random.random
         self.instance: str = secrets.token_hex(8)
         self._specs = describe_services(services)
+        if not self._specs:
+            raise ValueError(
+                "nothing is served: give an object with methods under @trio_rpc.method, or several of them"
+            )
         self._names = tuple(spec.name for spec in self._specs)
-        self._ssl_context = ssl_context
-        self._authenticate = authenticate
-        self._codecs = tuple(codecs)
+        self._ssl_context = settings.ssl_context
+        self._authenticate = settings.authenticate
+        self._codecs = tuple(settings.codecs)
         self._timer = Timer()
         self._counters = ServerCounters()
         self._admission_counters = AdmissionCounters()
         self._admission = Admission(
-            limits, adaptive=adaptive, counters=self._admission_counters, clock=trio.current_time
+            limits, adaptive=settings.adaptive, counters=self._admission_counters, clock=trio.current_time
         )
         self._once = Once(limits, self._timer, self._counters)
         limiter = trio.CapacityLimiter(limits.max_threads)
@@ -104,10 +89,10 @@ class Server:
             codec: compile_services(
                 self._specs,
                 codec,
-                authorize=authorize,
-                interceptors=interceptors,
+                authorize=settings.authorize,
+                interceptors=settings.interceptors,
                 limiter=limiter,
-                debug=debug,
+                debug=settings.debug,
                 once=self._once,
             )
             for codec in self._codecs
@@ -152,14 +137,16 @@ class Server:
             **attrs.asdict(self._counters),
         )
 
-    async def drain(self, grace: float = 10.0) -> None:
+    async def drain(self, grace: float | None = 10.0) -> None:
         """Stop without losing anything: no new connections or requests, what was accepted is finished.
 
-        Handlers that still run after `grace` seconds are cancelled; their callers get RemoteCancelled. Returns when
-        everything has ended and the peers have closed; then `serve` returns too. A second call may shorten the grace.
+        Handlers that still run after `grace` seconds (None: never) are cancelled; their callers get RemoteCancelled.
+        Returns when everything has ended and the peers have closed; then `serve` returns too. A second call may
+        shorten the grace. Raises TypeError or ValueError, and stops nothing, for what is no number of seconds.
         """
+        seconds = checked_grace(grace)
         self._begin_drain()
-        with trio.move_on_after(grace):
+        with trio.move_on_after(seconds):
             await self._wait_quiet()
         self._once.stop("the server is going away")
         for connection in list(self._connections):

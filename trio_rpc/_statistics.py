@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Literal, TypeAlias
 
 import attrs
 
@@ -12,6 +13,7 @@ __all__ = [
     "ConnectionCounters",
     "Connectivity",
     "EndpointStatistics",
+    "EventKind",
     "LineCounters",
     "PoolCounters",
     "PoolEvent",
@@ -35,14 +37,36 @@ class Connectivity(enum.Enum):
     """Closed, or not in the set of endpoints any more."""
 
 
+EventKind: TypeAlias = Literal[
+    "connected",
+    "connect_failed",
+    "lost",
+    "closed",
+    "healthy",
+    "unhealthy",
+    "ejected",
+    "restored",
+    "circuit",
+    "state",
+    "joined",
+    "left",
+    "resolver_failed",
+    "missed",
+]
+
+
 @attrs.frozen(kw_only=True)
 class PoolEvent:
-    """Something that happened in a pool; see `Pool.events`."""
+    """Something that happened in a pool; see `Pool.events`.
 
-    kind: str
-    """`connected`, `connect_failed`, `lost`, `closed`: a connection; `state`: an endpoint's, or without endpoint the
-    pool's; `joined`, `left`: an endpoint and the set; `ejected`, `restored`, `circuit`: an endpoint and its calls;
-    `resolver_failed`."""
+    The kinds: `connected`, `connect_failed`, `lost`, `closed` tell of a connection; `healthy`, `unhealthy` of its
+    server, `ejected`, `restored`, `circuit` of an endpoint and its calls; `state` of an endpoint's connectivity, or
+    without endpoint of the pool's; `joined`, `left` of an endpoint and the set; `resolver_failed` of where that comes
+    from; `missed` of events that the watcher was too slow for.
+    """
+
+    kind: EventKind
+    """What it is."""
     endpoint: str | None
     """Its address; None for the pool as a whole."""
     time: float

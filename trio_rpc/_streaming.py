@@ -17,6 +17,7 @@ from ._options import CallOptions
 from ._outcomes import error_of, expired_remotely
 from ._scope import hidden_nursery
 from ._streams import Outbound, ReceiveStream
+from ._timer import Moment
 from ._trial import Trial
 from ._waiting import Attempt
 
@@ -146,6 +147,8 @@ class StreamCall:
         self._attempt: Attempt | None = None
         self._call: Outgoing | None = None
         self._error: BaseException | None = None
+        self._due: Moment | None = None
+        """When the next attempt begins; None while it is not between two."""
         self._leaving = False
         limits = caller.stream_limits
         self.received: ReceiveStream[Any] = ReceiveStream(0, *limits, method.decode_items)
@@ -195,7 +198,7 @@ class StreamCall:
             self._caller.counters.retries += 1
             when = trio.current_time() + delay
             self._caller.restarting[self] = None
-            self._caller.timer.at(when, lambda _late: self.begin_anew())
+            self._due = self._caller.timer.at(when, lambda _late: self.begin_anew())
 
     def _end_when_due(self, call: Outgoing, error: BaseException) -> None:
         """Told that the caller's deadline has passed, its consumer waits for its own scope to say so."""
@@ -206,11 +209,10 @@ class StreamCall:
 
     def begin_anew(self) -> None:
         """Make the next attempt; by the timer, or at once because the caller closes and it is to fail."""
-        if self not in self._caller.restarting:
+        if self._due is None:
             return
-        del self._caller.restarting[self]
-        self._caller.resumed()
-        if self._leaving or (self._feeder is not None and self._feeder.error is not None):
+        self._unschedule()
+        if self._feeder is not None and self._feeder.error is not None:
             return
         assert self._attempt is not None
         self._call = None
@@ -220,6 +222,13 @@ class StreamCall:
             self._caller.submit(self._attempt)
         except RpcError as exc:
             self._failed(exc)
+
+    def _unschedule(self) -> None:
+        due, self._due = self._due, None
+        if due is not None:
+            self._caller.timer.forget(due)
+            del self._caller.restarting[self]
+            self._caller.resumed()
 
     @asynccontextmanager
     async def block(self) -> AsyncIterator[None]:
@@ -246,6 +255,7 @@ class StreamCall:
     async def leave(self, body_error: BaseException | None) -> None:
         """End the call and wait for that. Raises what is nobody else's to tell, unless `body_error` goes before."""
         self._leaving = True
+        self._unschedule()  # A server may have put the next attempt off for days.
         early = self._call is None or not self._call.ended
         self.received.close()
         cancelled = await self._join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ._contract import Shape
@@ -81,5 +82,13 @@ def _function(name: str, method: RemoteMethod) -> Callable[..., Any]:
 
     call.__name__ = name
     call.__qualname__ = method.name
-    call.__doc__ = method.spec.doc if method.spec is not None else None
+    if method.spec is not None:
+        call.__doc__ = method.spec.doc or None
+        call.__signature__ = _with_self(method.spec.signature)  # type: ignore[attr-defined]
     return call
+
+
+def _with_self(signature: Signature) -> Signature:
+    """For `help()` and editors: as if the method were written in the stub's class."""
+    self = Parameter("self", Parameter.POSITIONAL_ONLY)
+    return signature.replace(parameters=[self, *signature.parameters.values()])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import trio
 
 from ._caller import Caller
 from ._contract import Shape
+from ._options import StubOptions
 from ._stub import make_stub
 
 __all__ = ["Target"]
@@ -23,7 +24,7 @@ class Target:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
 
-    def stub(self, contract: Callable[..., S], /, **options: Any) -> S:
+    def stub(self, contract: Callable[..., S], /, **options: Unpack[StubOptions]) -> S:
         """An object with the contract's methods, each of which calls the peer.
 
         It is cheap, and has no life of its own: make one for a single call if you like. Options, each for this

@@ -32,12 +32,23 @@ from .wire import Metadata
 if TYPE_CHECKING:
     from ._caller import Caller
 
-__all__ = ["MOST_ATTEMPTS", "Trial"]
+__all__ = ["MOST_ATTEMPTS", "Pause", "Trial"]
 
 MOST_ATTEMPTS = 5
 """A policy's larger number acts as this one, as in gRPC."""
 MOST_NOTES = 16
 """Attempts that an error tells of, the latest."""
+
+
+class Pause:
+    """A task that sleeps between two attempts."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self._scope = scope
+
+    def begin_anew(self) -> None:
+        """Let it make the next attempt at once, because the caller closes and it is to fail."""
+        self._scope.cancel()
 
 
 class Trial:
@@ -95,18 +106,20 @@ class Trial:
 
     async def again(self, error: BaseException, call: Outgoing) -> None:
         """Wait until the next attempt is due, or raise `error`, which `call` ended with."""
-        delay = self.delay(error, call)
+        caller, delay = self._caller, self.delay(error, call)
         if delay is None:
+            caller.take_metadata(call, self._options)  # And not that of an attempt which another one replaces.
             raise self.final(error)
-        caller = self._caller
         caller.counters.retries += 1
         if delay:
-            caller.pausing += 1
-            try:
-                await trio.sleep(delay)
-            finally:
-                caller.pausing -= 1
-                caller.resumed()
+            with trio.move_on_after(delay) as scope:
+                pause = Pause(scope)
+                caller.restarting[pause] = None
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    del caller.restarting[pause]
+                    caller.resumed()
 
     def delay(self, error: BaseException, call: Outgoing) -> float | None:
         """Seconds to the next attempt, which is paid for; None: `error`, which `call` ended with, is final."""
@@ -127,7 +140,8 @@ class Trial:
         self._runs += not self.refused
         self._drained = self.refused and not overloaded
         self.free = self._drained and self._refusals == 1
-        self.worthwhile = self.refused or self._may_run_again(error, call)
+        allowed = self._options.retry.refusals or self.free
+        self.worthwhile = (self.refused and allowed) or (not self.refused and self._may_run_again(error, call))
         if self.pushback == math.inf or (self.worthwhile and not self._drained):
             self._caller.budget.note_failure()
 
@@ -135,16 +149,16 @@ class Trial:
         """True for what may have run if another attempt may help, and does no harm; then it is known where."""
         lost, key = error is call.lost and isinstance(error, ConnectionLost), self._options.idempotency_key
         known = lost and key is not None and self._options.metadata.get(KEY) == key  # No interceptor has taken it away.
+        home, instance = call.connection.address, call.connection.remote.instance
         self.back = None
         if self._method.idempotent:
             if known:
-                self.back = Route(self._options.routing_key, home=call.connection.address)
+                self.back = Route(self._options.routing_key, [home], home)
             return may_help(call, error, self._options.retry.codes)
-        instance = call.connection.remote.instance
         if not (known and instance):
             return False
         self._first = self._first or error
-        self.route = Route(self._options.routing_key, home=call.connection.address, instance=instance)
+        self.route = Route(self._options.routing_key, [home], home, instance)
         return True
 
     def avoid(self, address: str) -> None:

@@ -23,7 +23,7 @@ from ._dialler import Dialler, Site
 from ._ejection import Tally
 from ._errors import RpcError
 from ._placement import dials_wanted, least_in_flight, oldest_first
-from ._statistics import Connectivity, PoolCounters
+from ._statistics import Connectivity, EventKind, PoolCounters
 from ._timer import Timer
 from ._vetting import Vetting
 from ._waiting import WaitingLine
@@ -83,7 +83,7 @@ class Owner(Interface):
         """A HELLO has come. What has to be done before calls go there, if anything."""
         ...
 
-    def note(self, kind: str, upstream: Upstream, detail: str = "", error: BaseException | None = None) -> None:
+    def note(self, kind: EventKind, upstream: Upstream, detail: str = "", error: BaseException | None = None) -> None:
         """Something has happened that those who watch may want to know."""
 
     def changed(self, upstream: Upstream) -> None:
@@ -119,10 +119,17 @@ class Upstream:
         self.leaving: bool = False
         """The endpoint is not in the set any more."""
         self.dialler: Dialler = Dialler(site, self, owner, self._note_open, self._note_dial_failure)
-        self.vetting: Vetting = Vetting(owner, passed=self._take_up, failed=self._reject, changed=self._note_vetting)
+        self.vetting: Vetting = Vetting(
+            owner,
+            tell=lambda kind, detail: owner.note(kind, self, detail),
+            passed=self._take_up,
+            failed=self._reject,
+            changed=self._note_vetting,
+        )
         self._owner = owner
         self._redial = redial
-        self._closing_connections: set[Connection] = set()
+        self._closing_connections: dict[Connection, str] = {}
+        """Those that are to end, and why."""
         self._up_since = -math.inf
         self._state = Connectivity.IDLE
 
@@ -177,7 +184,7 @@ class Upstream:
             return Connectivity.SHUTDOWN
         if self.ready:
             return Connectivity.READY
-        if self.dialler.failures:
+        if self.dialler.failures or (self.vetting.complaint is not None and self.usable):
             return Connectivity.TRANSIENT_FAILURE
         return Connectivity.CONNECTING if self.dialler.under_way or self.connections else Connectivity.IDLE
 
@@ -231,13 +238,13 @@ class Upstream:
         self.leaving = True
         self.dialler.cancel()
         for connection in list(self.connections):
-            self.retire(connection)
+            self.retire(connection, "its endpoint has left")
         self._tell()
 
-    def retire(self, connection: Connection) -> None:
+    def retire(self, connection: Connection, reason: str) -> None:
         """Begin no further calls there, and close it once those in flight have ended."""
         if connection.usable:
-            self._closing_connections.add(connection)
+            self._closing_connections[connection] = reason
             connection.retire()
 
     @property
@@ -261,13 +268,25 @@ class Upstream:
         wanted = dials_wanted(
             ready=self.usable,
             dialling=dialling,
-            waiting=self._owner.waiting_for(self),
+            waiting=0 if self._declines else self._owner.waiting_for(self),
             least=limits.min_connections,
             most=limits.max_connections,
             failing=self.dialler.failures > 0,
         )
         if wanted:
             self.dial(wanted)
+
+    @property
+    def _declines(self) -> bool:
+        """There are connections, and it is not for want of more that no call goes there."""
+        if self.breaker is not None and not self.breaker.allows(trio.current_time()):
+            return self.usable > 0
+        return self.vetting.complaint is not None and self.usable > 0
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why no call goes there, as far as that is known."""
+        return self.vetting.complaint if self._declines and self.vetting.complaint else self.dialler.last_error
 
     @trio.lowlevel.enable_ki_protection
     def dial(self, connections: int = 1) -> None:
@@ -287,12 +306,12 @@ class Upstream:
         connection.room_watchers.append(self._on_room)
         self.connections.append(connection)
         if self.leaving:  # It is here for the call that went with the HELLO, and ends with it.
-            self.retire(connection)
+            self.retire(connection, "its endpoint has left")
             return
         self.vetting.begin(connection, nursery, self._owner.opened(self, connection))
 
     def _reject(self, connection: Connection, error: Exception) -> None:
-        self._closing_connections.add(connection)
+        self._closing_connections[connection] = f"it could not be prepared: {error}"
         self.dialler.note_failure(error, connection.opened_at, self.dialler.failures)
         connection.retire()
 
@@ -330,7 +349,7 @@ class Upstream:
     def _retire_old(self, connection: Connection) -> None:
         if connection.usable:
             self._owner.pool_counters.closed_age += 1
-            self.retire(connection)
+            self.retire(connection, "max_lifetime")
 
     def _watch_idle(self, connection: Connection, *, timeout: float) -> None:
         """Close it if it has been idle for so long, unless it is of the minimum: that takes `max_idle`."""
@@ -346,7 +365,7 @@ class Upstream:
 
     def _close_idle(self, connection: Connection) -> None:
         self._owner.pool_counters.closed_idle += 1
-        self.retire(connection)
+        self.retire(connection, "not needed")
 
     def busy(self, connection: Connection) -> bool:
         """True while any call is under way there, in either direction, but for the pool's own."""
@@ -394,7 +413,7 @@ class Upstream:
     def _say_goodbye(self, connection: Connection) -> None:
         if connection not in self._closing_connections:
             self._owner.pool_counters.closed_going_away += 1
-            self._closing_connections.add(connection)
+            self._closing_connections[connection] = "the server goes away"
         connection.finish()
 
     def _note_end(self, connection: Connection) -> None:
@@ -402,10 +421,9 @@ class Upstream:
             return
         self.connections.remove(connection)
         self.vetting.forget(connection)
-        expected = connection in self._closing_connections
-        self._closing_connections.discard(connection)
-        if expected or self._owner.closing:
-            self._owner.note("closed", self)
+        reason = self._closing_connections.pop(connection, "the pool is closing" if self._owner.closing else None)
+        if reason is not None:
+            self._owner.note("closed", self, reason)
         else:
             self._owner.pool_counters.lost += 1
             self.dialler.last_error = connection.cause

@@ -12,8 +12,10 @@ import trio
 from ._backoff import delay_before
 from ._connection import Connection
 from ._errors import ConnectError, RpcError, Unimplemented
+from ._timer import Moment
 
 if TYPE_CHECKING:
+    from ._statistics import EventKind
     from ._upstream import Owner
 
 __all__ = ["Vetting"]
@@ -30,20 +32,25 @@ class Vetting:
     """Holds connections back.
 
     `passed(connection)` is told once of each that has been prepared, `failed(connection, error)` of each that never
-    will; `changed(connection)` when one was held back, or a reason for that has gone.
+    will; `changed(connection)` when one was held back, or a reason for that has come or gone; `tell(kind, detail)` of
+    what those who watch may want to know.
     """
 
     def __init__(
         self,
         owner: Owner,
         *,
+        tell: Callable[[EventKind, str], object],
         passed: Callable[[Connection], object],
         failed: Callable[[Connection, Exception], object],
         changed: Callable[[Connection], object],
     ) -> None:
         self.held: dict[Connection, set[str]] = {}
         """Those that take no calls for now, and why: what ends one reason says nothing of the others."""
+        self.complaint: ConnectError | None = None
+        """What was last heard of the server's health, if that was not good."""
         self._owner = owner
+        self._tell = tell
         self._passed = passed
         self._failed = failed
         self._changed = changed
@@ -74,10 +81,9 @@ class Vetting:
         self.held.pop(connection, None)
 
     def _hold(self, connection: Connection, reason: str) -> None:
-        if connection in self.held:
-            self.held[connection].add(reason)
-        else:
-            self.held[connection] = {reason}
+        reasons = self.held.setdefault(connection, set())
+        if reason not in reasons:
+            reasons.add(reason)
             self._changed(connection)
 
     def _release(self, connection: Connection, reason: str) -> None:
@@ -129,11 +135,11 @@ class Vetting:
                 await self._watch_health(connection, service)
                 return
             except Unimplemented:
-                self._note_health(connection, True)
+                self._note_health(connection, None)
                 return
             except RpcError as exc:
                 log.info("the health of %s is not known: %s", connection.address, exc)
-                self._note_health(connection, False)
+                self._note_health(connection, f"its health is not known: {exc.message}")
             failures += 1
             await trio.sleep(delay_before(failures + 1, self._owner.limits.connect_backoff, self._owner.draw))
 
@@ -142,18 +148,25 @@ class Vetting:
             try:
                 async with connection.peer.stream(HEALTH_WATCH, service) as statuses:
                     async for status in statuses:
-                        self._note_health(connection, status == SERVING)
+                        well = status == SERVING
+                        self._note_health(connection, None if well else f"the health of {service!r} is {status}")
             finally:  # Before anything else is done: from here on, calls there are the callers' alone.
                 self._health_watches.pop(connection, None)
 
-    def _note_health(self, connection: Connection, healthy: bool) -> None:
+    def _note_health(self, connection: Connection, complaint: str | None) -> None:
+        """What the server says of itself; None: that it is well."""
         if connection.closed:
             return
-        if healthy:
+        was_unwell, self.complaint = self.complaint is not None, None
+        if complaint is None:
             self._release(connection, UNWELL)
             self._release(connection, NEW)
+            if was_unwell:
+                self._tell("healthy", "")
         else:
+            self.complaint = ConnectError(f"{connection.address}: {complaint}", peer=connection.address)
             self._hold(connection, UNWELL)
+            self._tell("unhealthy", complaint)
 
     # -- tests -----------------------------------------------------------------------------------------------------
 
@@ -175,12 +188,19 @@ class Vetting:
 
     def _ask(self, connection: Connection, what: str, then: Callable[[], object]) -> None:
         asked_at, timeout = trio.current_time(), self._owner.limits.validate_timeout
+        limit: Moment
 
         def answered(_seconds: float) -> None:
             self._owner.timer.forget(limit)
             then()
 
         def give_up(_lateness: float) -> None:
+            nonlocal limit
+            moved_at = connection.outbox.progressed_at
+            if not connection.closed and moved_at is not None and moved_at + timeout > trio.current_time():
+                # The ping may wait behind what is being written.
+                limit = self._owner.timer.at(moved_at + timeout, give_up)
+                return
             if not connection.closed and connection.heard_at <= asked_at:  # Any byte since is a sign of life.
                 connection.evict(f"no answer to {what}, within {timeout:g} s (validate_timeout)")
             then()

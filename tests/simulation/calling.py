@@ -28,7 +28,7 @@ class Outcome:
 
 async def make_call(pool: trio_rpc.Pool, call: Call) -> tuple[str, Any]:
     """Make it; return what came of it, and the value: "result", "left", or "error" if several calls have failed."""
-    options = {
+    options: dict[str, Any] = {
         "wait_for_ready": call.wait_for_ready,
         "priority": call.priority,
         "routing_key": call.routing_key,

@@ -9,6 +9,7 @@ from typing import Literal
 
 import trio
 
+from .._address import is_host
 from .._endpoint import Endpoint
 from ._polled import Polled
 
@@ -44,8 +45,12 @@ def dns(
     Raises:
         ValueError: for a host, port, scheme or time that cannot be.
     """
-    if not host or "/" in host:
-        raise ValueError(f"{host!r} is no host name")
+    if not isinstance(host, str):
+        raise TypeError(f"host must be a name like 'db.example.org', not {host!r:.80}")
+    if not is_host(host):
+        raise ValueError(f"{host!r} is no host name: write one like 'db.example.org', and the port apart")
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"port must be a whole number, not {port!r:.80}")
     if not 0 < port < 65536:
         raise ValueError(f"{port!r} is no port: write the server's, from 1 to 65535")
     if scheme not in ("tcp", "tls"):

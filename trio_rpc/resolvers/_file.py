@@ -52,7 +52,7 @@ class _File:
         if changed is not None:
             self._take(*changed)
         if isinstance(self._reading, ValueError):
-            raise self._reading
+            raise self._reading.with_traceback(None)  # Else it would keep the frames of all looks that raised it.
         return self._reading
 
     def _take(self, signature: Signature, content: bytes) -> None:

@@ -12,6 +12,7 @@ import attrs
 import trio
 
 from .._backoff import delay_before
+from .._checks import shown
 from .._config import Backoff
 from .._endpoint import Endpoint, Endpoints, endpoints
 
@@ -54,6 +55,8 @@ class Polled:
         timeout: float | None = None,
         rng: Callable[[], float] = random.random,
     ) -> None:
+        if not callable(look):
+            raise TypeError(f"look must be an async function that returns the whole set, not {shown(look)}")
         self.look = look
         self.interval: float = checked_seconds("interval", interval)
         self.timeout: float = math.inf if timeout is None else checked_seconds("timeout", timeout)
@@ -149,7 +152,9 @@ def _words(error: Exception) -> str:
 
 
 def checked_seconds(name: str, value: float) -> float:
-    """A time that is more than 0 and finite. Raises ValueError."""
+    """A time that is more than 0 and finite. Raises ValueError, or TypeError."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number of seconds, not {shown(value)}")
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be more than 0 seconds and finite, not {value!r}")
     return value

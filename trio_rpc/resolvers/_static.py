@@ -44,4 +44,6 @@ def static(*values: str | Endpoint) -> Resolver:
     Raises:
         ValueError, TypeError: as `Endpoint`.
     """
+    if not values:
+        raise ValueError("a static set needs at least one endpoint: it would stay empty for good")
     return _Static(endpoints(values))

@@ -20,13 +20,21 @@ def resolver_for(text: str, ssl_context: ssl.SSLContext | None = None) -> Polled
     """
     scheme, _, rest = text.partition("://")
     if scheme == "dns":
-        try:
-            name = Address.parse(f"tcp://{rest.removeprefix('/')}")  # dns:///host:port is what gRPC writes.
-            return dns(name.host, name.port, scheme="tcp" if ssl_context is None else "tls")
-        except ValueError:
-            raise ValueError(f"{text!r} names no host and port: write dns://host:port") from None
+        return _dns(text, rest.removeprefix("/"), ssl_context)  # dns:///host:port is what gRPC writes.
     if scheme == "file":
         if not rest.startswith("/") or not rest.strip("/"):
             raise ValueError(f"{text!r} names no file: write file:///path")
         return watched_file(unquote(rest))
     return None
+
+
+def _dns(text: str, place: str, ssl_context: ssl.SSLContext | None) -> Polled:
+    try:
+        name = Address.parse(f"tcp://{place}")
+    except ValueError:
+        name = Address("tcp")
+    if not name.host:
+        raise ValueError(f"{text!r} names no host and port: write dns://host:port")
+    if not name.port:
+        raise ValueError(f"{text!r} has port 0, which is for listening: write the servers' port")
+    return dns(name.host, name.port, scheme="tcp" if ssl_context is None else "tls")
