@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 import trio_rpc
-from tests.guarantees.kit import Broken, Lab, never
+from tests.guarantees.kit import Broken, Lab, never, press_control_c
 from trio_rpc import (
     DecodeError,
     PoolLimits,
@@ -609,11 +609,6 @@ def test_control_c_goes_through_at_once(helper: Callable[[list[Call]], Awaitable
     """It reaches the caller's own task, which waits: it comes out bare, before the handlers have ended."""
     lab = Lab()
     out_at: list[float] = []
-
-    @trio.lowlevel.enable_ki_protection
-    async def press_control_c() -> None:
-        await trio.sleep(1)
-        signal.raise_signal(signal.SIGINT)
 
     async def main() -> None:
         async with open_loopback(lab) as pool, trio.open_nursery() as nursery:

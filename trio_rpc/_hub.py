@@ -562,6 +562,8 @@ class Hub:
 async def _prepare(on_connect: Prepare, peer: Peer) -> None:
     waiting: Any = on_connect(peer)
     if not inspect.isawaitable(waiting):
-        text = f"on_connect must be an async function: {on_connect!r:.80} returned {waiting!r:.80}, and nothing to await"
+        text = (
+            f"on_connect must be an async function: {on_connect!r:.80} returned {waiting!r:.80}, and nothing to await"
+        )
         raise ConnectError(text, peer=peer.address, permanent=True)
     await waiting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
 from typing import Any, TypeVar
@@ -189,3 +190,10 @@ class RawClient:
                 except trio.EndOfChannel:
                     return True
         return False
+
+
+@trio.lowlevel.enable_ki_protection
+async def press_control_c() -> None:
+    """After a second, in a task that it does not reach itself."""
+    await trio.sleep(1)
+    signal.raise_signal(signal.SIGINT)

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.guarantees.kit import Broken, Lab, never, numbers
+from tests.guarantees.kit import Broken, Lab, never, numbers, press_control_c
 from trio_rpc import DecodeError, PoolLimits, current_call, method, open_pool, open_server
 from trio_rpc._outbox import Outbox
 from trio_rpc.testing import FaultyStream, Freeze, cancel_at_every_checkpoint, open_loopback
@@ -274,11 +274,6 @@ def test_a_keyboard_interrupt_is_not_joined() -> None:
     """1: somebody who presses Ctrl-C gets out at once; the handler is told all the same."""
     lab = Lab()
     out_at: list[float] = []
-
-    @trio.lowlevel.enable_ki_protection
-    async def press_control_c() -> None:
-        await trio.sleep(1)
-        signal.raise_signal(signal.SIGINT)
 
     async def main() -> None:
         async with open_loopback(lab) as pool, trio.open_nursery() as nursery:
