@@ -1,6 +1,7 @@
 """Addresses: their text, how to dial them, how to listen on them.
 
-`tcp://host:port`, `tls://host:port`, `unix:///path`, `unix:@abstract`. A wildcard or missing host is for listening.
+`tcp://host:port`, `tls://host:port`, `unix:///path`, `unix:@abstract`. Without a host it is for listening; a wildcard
+means this machine to who dials it.
 """
 
 from __future__ import annotations
