@@ -345,7 +345,7 @@ async def simultaneous_timeouts(world: World) -> None:
     """gRPC: thousands of deadlines expire at once on one channel. Ours: 2,000 on one connection; every caller gets its
     own scope back, every handler ends, and the connection goes on.
     """
-    deadline = trio.current_time() + 1.0
+    deadline = trio.current_time() + 3.0
     late: list[int] = []
 
     async def wait_in_vain(number: int) -> None:
@@ -952,6 +952,7 @@ async def reset_flood(world: World) -> None:
         nursery.cancel_scope.cancel()
     assert (world.service.peak, world.service.running) == (64, 0)
     assert (world.pool.statistics().connects, world.pool.statistics().lost) == (1, 0)
+    await world.until(lambda: world.pool.statistics().in_flight == 0)  # On a slow machine some have been given up.
 
 
 # -- the items that have no case here ----------------------------------------------------------------------------------

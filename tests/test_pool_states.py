@@ -800,3 +800,17 @@ async def test_why_connections_were_closed(autojump_clock: MockClock) -> None:
             told = [events.receive_nowait() for _ in range(events.statistics().current_buffer_used)]
     closed = [event.detail for event in told if event.kind == "closed"]
     assert closed == ["not needed", "recycle", "max_lifetime", "the server goes away"]
+
+
+async def test_a_probe_closes_its_circuit_on_a_real_clock() -> None:
+    """There, no two readings are the same: which call is the probe must not depend on that."""
+    breaker = CircuitBreaker(consecutive=1, backoff=trio_rpc.Backoff(initial=0.02, jitter=0))
+    async with open_street("a", breaker=breaker) as street:
+        await street.pool.connect()
+        for _ in range(3):
+            with pytest.raises(trio_rpc.RemoteError):
+                await street.stub().refuse()
+            assert street.pool.endpoints[0].statistics().circuit != "closed"
+            await trio.sleep(0.05)
+            assert await street.stub().who() == "a"
+            assert street.pool.endpoints[0].statistics().circuit == "closed"

@@ -144,10 +144,10 @@ class Balancer:
 
     # -- what became of calls --------------------------------------------------------------------------------------
 
-    def began(self, upstream: Upstream, breaker: Breaker) -> None:
-        """A call has begun there, which has a circuit."""
+    def began(self, upstream: Upstream, breaker: Breaker, now: float) -> None:
+        """A call has begun there at `now`, its own `started_at`; the endpoint has a circuit."""
         before = breaker.next_at
-        breaker.begin(trio.current_time())
+        breaker.begin(now)
         if breaker.next_at is not None and breaker.next_at != before:  # A probe, which may not end in time.
             self._timer.at(breaker.next_at, lambda _late: self._half_open(upstream, breaker))
 

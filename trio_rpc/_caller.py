@@ -97,6 +97,8 @@ class Caller:
         self._untyped: dict[tuple[str, Shape], RemoteMethod] = {}
         self.restarting: dict[StreamCall | HedgedCall | Pause, None] = {}
         """Calls between two attempts, in order."""
+        self.under_way: int = 0
+        """Calls that tasks of their own are in the middle of; hedged ones and those of streams not counted."""
         self.resumed = resumed
         """Told that a call is between two attempts no more."""
         self.rng = rng
@@ -128,33 +130,37 @@ class Caller:
         self.counters.requests += 1
         trial: Trial | None = None
         route = None if options.routing_key is None else Route(options.routing_key)
-        while True:
-            deadline, now = current_effective_deadline(), current_time()
-            if deadline <= now:
-                await checkpoint()  # The deadline has passed: Trio says so, and nothing is sent.
-            try:
-                if trial is not None:
-                    call = await self._begin(self._attempt(method, payload, blobs, options, deadline, trial), trial)
-                elif (connection := self.pick(route)) is None:
-                    attempt = self._attempt(method, payload, blobs, options, deadline, early=True)
-                    call = await self._wait_in_line(attempt)
-                else:  # What an attempt's `start` does, without the attempt.
-                    parent = CURRENT.get(None)
-                    call = connection.start_call(
-                        method.block, payload, blobs, deadline, now, options.metadata, options.cancel_wait, parent
-                    )
-            except RpcError as exc:
+        self.under_way += 1
+        try:
+            while True:
+                deadline, now = current_effective_deadline(), current_time()
+                if deadline <= now:
+                    await checkpoint()  # The deadline has passed: Trio says so, and nothing is sent.
+                try:
+                    if trial is not None:
+                        call = await self._begin(self._attempt(method, payload, blobs, options, deadline, trial), trial)
+                    elif (connection := self.pick(route)) is None:
+                        attempt = self._attempt(method, payload, blobs, options, deadline, early=True)
+                        call = await self._wait_in_line(attempt)
+                    else:  # What an attempt's `start` does, without the attempt.
+                        parent = CURRENT.get(None)
+                        call = connection.start_call(
+                            method.block, payload, blobs, deadline, now, options.metadata, options.cancel_wait, parent
+                        )
+                except RpcError as exc:
+                    trial = trial or Trial(self, method, options)
+                    raise trial.final(exc)  # noqa: B904 - the same error, or the one that it came after
+                await call.wait()
+                plain = type(call.terminal) is ResponseReceived and not call.terminal.metadata
+                error = None if plain else self._error(call, method, options)
+                if error is None:
+                    return self.result(method, call)
+                if expired_remotely(call):
+                    await trio.sleep_until(call.deadline)  # The caller's own scope fires; else its deadline has moved.
                 trial = trial or Trial(self, method, options)
-                raise trial.final(exc)  # noqa: B904 - the same error, or the one that it came after
-            await call.wait()
-            plain = type(call.terminal) is ResponseReceived and not call.terminal.metadata
-            error = None if plain else self._error(call, method, options)
-            if error is None:
-                return self.result(method, call)
-            if expired_remotely(call):
-                await trio.sleep_until(call.deadline)  # The caller's own scope fires; else its deadline has moved.
-            trial = trial or Trial(self, method, options)
-            await trial.again(error, call)
+                await trial.again(error, call)
+        finally:
+            self.under_way -= 1
 
     async def _hedged(
         self,
@@ -196,33 +202,37 @@ class Caller:
         payload, blobs = method.encode(args, kwargs)
         self.counters.requests += 1
         trial = Trial(self, method, options)
-        async with hidden_nursery() as nursery:
-            nursery.start_soon(feeder.run)
-            with feeder.between_calls:
-                while True:
-                    await checkpoint_if_cancelled()
-                    deadline = current_effective_deadline()
-                    attempt = self._attempt(method, payload, blobs, options, deadline, trial, streaming=True)
-                    attempt.on_start = feeder.attach
-                    try:
-                        call = await self._begin(attempt, trial)
-                    except RpcError as exc:
-                        raise trial.final(exc)  # noqa: B904 - the same error
-                    await call.wait()
-                    if feeder.error is not None:
-                        break
-                    error = self._error(call, method, options)
-                    if error is None:
-                        self.budget.note_success()
-                        return self.result(method, call)
-                    if expired_remotely(call):
-                        await trio.sleep_until(call.deadline)
-                    if feeder.taken:
-                        self.take_metadata(call, options)
-                        raise trial.final(error)
-                    await trial.again(error, call)
-            assert feeder.error is not None
-            raise feeder.error
+        self.under_way += 1
+        try:
+            async with hidden_nursery() as nursery:
+                nursery.start_soon(feeder.run)
+                with feeder.between_calls:
+                    while True:
+                        await checkpoint_if_cancelled()
+                        deadline = current_effective_deadline()
+                        attempt = self._attempt(method, payload, blobs, options, deadline, trial, streaming=True)
+                        attempt.on_start = feeder.attach
+                        try:
+                            call = await self._begin(attempt, trial)
+                        except RpcError as exc:
+                            raise trial.final(exc)  # noqa: B904 - the same error
+                        await call.wait()
+                        if feeder.error is not None:
+                            break
+                        error = self._error(call, method, options)
+                        if error is None:
+                            self.budget.note_success()
+                            return self.result(method, call)
+                        if expired_remotely(call):
+                            await trio.sleep_until(call.deadline)
+                        if feeder.taken:
+                            self.take_metadata(call, options)
+                            raise trial.final(error)
+                        await trial.again(error, call)
+                assert feeder.error is not None
+                raise feeder.error
+        finally:
+            self.under_way -= 1
 
     def server_stream(
         self, method: RemoteMethod, args: tuple[Any, ...], kwargs: dict[str, Any], options: CallOptions

@@ -125,7 +125,7 @@ class Connection:
     _refusals: Refusals | None
     _early: list[Event] | None
     """Events that came right behind the HELLO."""
-    begun: Callable[[Connection], object] | None
+    begun: Callable[[Connection, float], object] | None
     """Told of each call of ours as it takes its place."""
     observe: Callable[[Outgoing], object] | None
     """Told of each call of ours as it leaves its place: it has ended, or was taken back unsent."""
@@ -628,7 +628,7 @@ class Connection:
             received.attach(self.flows, request_id)
         self.counters.calls += 1
         if self.begun is not None:
-            self.begun(self)
+            self.begun(self, now)
         if len(self.calls) == 1 and self._crowd < 2:  # A single caller: others would have been woken with it.
             self.outbox.cork(now)
             call.ticket = self.outbox.put_message(request_id, frames)

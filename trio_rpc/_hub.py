@@ -343,10 +343,10 @@ class Hub:
         if upstream.breaker is not None:
             connection.begun = partial(self._note_begun, upstream, upstream.breaker)
 
-    def _note_begun(self, upstream: Upstream, breaker: Breaker, connection: Connection) -> None:
+    def _note_begun(self, upstream: Upstream, breaker: Breaker, connection: Connection, now: float) -> None:
         """A call begins there. Where none of the callers' may, it is our own: no probe, as it may go on for ever."""
         if connection not in upstream.vetting.held:
-            self.balancer.began(upstream, breaker)
+            self.balancer.began(upstream, breaker, now)
 
     def waiting_for(self, upstream: Upstream) -> int:
         """How many wait in line whom a connection there could serve."""
@@ -389,6 +389,7 @@ class Hub:
         self.events.tell(kind, upstream.name, detail)
         self.lines.admit_all()
         self.lines.note_circuits()
+        upstream.dial_what_is_wanted()  # Which it was not while it declined calls.
 
     def changed(self, upstream: Upstream) -> None:
         """Its connections or its hopes are others now."""
@@ -463,11 +464,12 @@ class Hub:
         self._draining = True
         self._refresh()
         while True:
-            while self._has_calls():
+            if self._has_calls():
                 await self.changes.park()
-            # A call that has just ended may have been told so, and not yet begun its next attempt: its task runs now.
-            await trio.lowlevel.checkpoint()
-            if not self._has_calls():
+            elif any(caller.under_way for caller in self._callers):
+                # One that has ended, and whose task has been woken and will run now: it may go on to another attempt.
+                await trio.lowlevel.checkpoint()
+            else:
                 return
 
     def _has_calls(self) -> bool:

@@ -24,6 +24,7 @@ from ._address import peer_name
 from ._admission import Admission, party_of
 from ._ages import MAX_AGE, Ages, see_off
 from ._checks import checked_grace
+from ._config import Heartbeat, ServerLimits
 from ._connection import Connection
 from ._contained import Contained
 from ._contract import describe_services
@@ -63,8 +64,8 @@ class Server:
 
     def __init__(self, services: object, settings: ServerSettings) -> None:
         limits = settings.limits
-        self.limits = limits
-        self.heartbeat = settings.heartbeat
+        self.limits: ServerLimits = limits
+        self.heartbeat: Heartbeat = settings.heartbeat
         self.addresses: tuple[str, ...] = ()
         self.rng: Callable[[], float] = random.random
         self.instance: str = secrets.token_hex(8)

@@ -268,7 +268,7 @@ class Upstream:
         wanted = dials_wanted(
             ready=self.usable,
             dialling=dialling,
-            waiting=0 if self._declines else self._owner.waiting_for(self),
+            waiting=self._waiting(),
             least=limits.min_connections,
             most=limits.max_connections,
             failing=self.dialler.failures > 0,
@@ -276,17 +276,20 @@ class Upstream:
         if wanted:
             self.dial(wanted)
 
-    @property
-    def _declines(self) -> bool:
-        """There are connections, and it is not for want of more that no call goes there."""
+    def _waiting(self) -> int:
+        """How many wait whom a further connection could serve: it is not always for want of one that no call goes there."""
+        if not self.usable:
+            return self._owner.waiting_for(self)
+        if self.vetting.complaint is not None:
+            return 0
         if self.breaker is not None and not self.breaker.allows(trio.current_time()):
-            return self.usable > 0
-        return self.vetting.complaint is not None and self.usable > 0
+            return len(self.line or ())
+        return self._owner.waiting_for(self)
 
     @property
     def error(self) -> BaseException | None:
         """Why no call goes there, as far as that is known."""
-        return self.vetting.complaint if self._declines and self.vetting.complaint else self.dialler.last_error
+        return self.vetting.complaint if self.vetting.complaint is not None and self.usable else self.dialler.last_error
 
     @trio.lowlevel.enable_ki_protection
     def dial(self, connections: int = 1) -> None:
@@ -438,6 +441,8 @@ class Upstream:
         self._owner.admit(self, connection)
         if connection.usable:
             self._trim(connection)
+        if connection not in self.vetting.held:
+            self.dial_what_is_wanted()  # Which it was not while it declined calls.
 
     def _tell(self) -> None:
         state = self.state
