@@ -18,7 +18,7 @@ from ._timer import Moment, Timer
 from ._watch import Watch
 from .wire import MAX_ID, Protocol
 
-__all__ = ["Farewell"]
+__all__ = ["SETTLE_TIME", "Farewell"]
 
 SETTLE_TIME = 1.0
 """The longest wait, in seconds, for the answer to a drain's PING; two round trips, if these take longer."""

@@ -30,6 +30,7 @@ from ._contained import Contained
 from ._contract import describe_services
 from ._dispatch import compile_services
 from ._errors import ConnectError, ConnectionFailed, RpcError, Unauthenticated
+from ._farewell import SETTLE_TIME
 from ._handshake import answer, introduction
 from ._incoming import Served
 from ._once import Once
@@ -170,6 +171,9 @@ class Server:
                 connection.drain("the server is going away")
 
     async def _wait_quiet(self) -> None:
+        with trio.move_on_after(SETTLE_TIME):  # Who is in the middle of a HELLO was let in, and may have calls to make.
+            while self._handshaking:
+                await self._room.park()
         for connection in list(self._connections):
             await connection.wait_quiet()
         await self._once.wait_quiet()
@@ -307,6 +311,7 @@ class Server:
             log.exception("the handshake with %s failed inside", address)
         finally:
             self._handshaking -= 1
+            self._room.unpark_all()
         return None
 
     def _note_refused(self, address: str, reason: str) -> None:

@@ -375,3 +375,25 @@ async def test_a_refused_request_in_chunks_holds_no_drain_up(autojump_clock: tri
             assert await client.closed()
         assert trio.current_time() <= 3  # The grace is 60 s; a peer that does not close by itself gets one more.
         await client.stream.aclose()
+
+
+@pytest.mark.parametrize("busy_until", [0.0, 0.05, 0.1, 0.15, 0.2])
+@pytest.mark.parametrize("drained_at", [0.01, 0.05, 0.1])
+async def test_who_is_saying_hello_loses_no_call(
+    autojump_clock: trio.testing.MockClock, drained_at: float, busy_until: float
+) -> None:
+    """9: a drain that begins in the middle of a HELLO takes the calls that come with it, streams with items too."""
+    delayed = MemoryListener(wrap=lambda stream: FaultyStream(stream, Delay(0.05)))
+    quick = MemoryListener()
+    async with open_server(Lab(), [delayed, quick]) as server, trio.open_nursery() as nursery:
+        async with open_pool(quick.connect, heartbeat=Heartbeat(interval=None)) as neighbour:
+            await neighbour.connect()
+            nursery.start_soon(neighbour.stub(Lab).sleep, busy_until)
+
+            async def drain() -> None:
+                await trio.sleep(drained_at)
+                await server.drain(30)
+
+            nursery.start_soon(drain)
+            async with open_pool(delayed.connect, heartbeat=Heartbeat(interval=None)) as pool:
+                assert await pool.stub(Lab).total(numbers(3)) == sum(range(3))
