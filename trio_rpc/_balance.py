@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from ._config import Balance, LeastInFlight, PowerOfTwo, RoundRobin
+from ._placement import NamedPlace
 
 __all__ = ["Candidate", "Load", "Policy", "load_for", "policy_of", "ramp"]
 
@@ -156,23 +157,8 @@ class Load:
         return self._average * math.exp((max(since, self._idle_at) - now) / self._decay) * (in_flight + 1)
 
 
-class Candidate(Protocol):
-    """What is asked of an endpoint. No two have the same name, and weights are above 0."""
-
-    @property
-    def name(self) -> str:
-        """What tells it from the others."""
-        ...
-
-    @property
-    def free(self) -> int:
-        """Places left; 0 where no new call may begin."""
-        ...
-
-    @property
-    def in_flight(self) -> int:
-        """Calls under way."""
-        ...
+class Candidate(NamedPlace, Protocol):
+    """What is asked of an endpoint to balance; weights are above 0."""
 
     @property
     def load(self) -> Load:

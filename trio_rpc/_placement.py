@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 import attrs
 
-__all__ = ["Route", "dials_wanted", "least_in_flight", "oldest_first"]
+__all__ = ["NamedPlace", "Route", "dials_wanted", "least_in_flight", "oldest_first"]
 
 
 @attrs.define
@@ -36,6 +36,15 @@ class Place(Protocol):
     @property
     def in_flight(self) -> int:
         """Calls under way."""
+        ...
+
+
+class NamedPlace(Place, Protocol):
+    """What is asked of an endpoint. No two have the same name."""
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others, in every process."""
         ...
 
 

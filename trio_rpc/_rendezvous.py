@@ -13,7 +13,9 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
-from typing import Protocol, TypeVar
+from typing import TypeVar
+
+from ._placement import NamedPlace
 
 __all__ = ["Rendezvous"]
 
@@ -25,26 +27,7 @@ MAX_KEPT = 1 << 20
 """Endpoints in all kept orders together: 4 MiB."""
 
 
-class Site(Protocol):
-    """What is asked of an endpoint."""
-
-    @property
-    def name(self) -> str:
-        """What it is known by in every process."""
-        ...
-
-    @property
-    def free(self) -> int:
-        """Places left; 0 where no new call may begin."""
-        ...
-
-    @property
-    def in_flight(self) -> int:
-        """Calls under way."""
-        ...
-
-
-S = TypeVar("S", bound=Site)
+P = TypeVar("P", bound=NamedPlace)
 
 
 class Rendezvous:
@@ -84,20 +67,20 @@ class Rendezvous:
             lots.append(-math.log((drawn + 0.5) / 2**64) / weight)
         return lots
 
-    def choose(self, key: str, candidates: Sequence[S], load_factor: float = 1.25) -> S | None:
+    def choose(self, key: str, candidates: Sequence[P], load_factor: float = 1.25) -> P | None:
         """The best endpoint for the key that has a free place and is not overloaded; None if none has a place.
 
         Overloaded is who would have more than FEW calls under way, and more than `load_factor` times its fair share of
         all, this one included. Where all free ones are, the best of them is taken. `candidates` are these endpoints or some of
         them, in any order; who is none of these is not chosen.
         """
-        by_name: dict[str, S] = {}
+        by_name: dict[str, P] = {}
         weights = calls = 0.0
         for candidate in candidates:
             by_name[candidate.name] = candidate
             weights += self._weights.get(candidate.name, 0.0)
             calls += candidate.in_flight
-        second_best: S | None = None
+        second_best: P | None = None
         for index in self.order(key):
             name = self._names[index]
             site = by_name.get(name)
