@@ -46,6 +46,7 @@ LAYERS = {
         "_balancer",
         "_lines",
         "_settings",
+        "_reception",
         "_hub",
         "_pool",
         "_open_pool",

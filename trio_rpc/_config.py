@@ -312,6 +312,15 @@ class Limits:
         4 * MIB, "Largest message accepted, over all its chunks (gRPC's receive limit).", at_least=1 * KIB
     )
     max_metadata_size: int = _setting(8 * KIB, "Most metadata on one message (gRPC's soft limit).", at_least=0)
+    max_metadata_items: int = _setting(64, "Most entries of metadata on one message.", at_least=0)
+    max_depth: int = _setting(64, "Lists and maps inside each other in one message.", at_least=8, at_most=256)
+    max_containers: int = _setting(20_000, "Lists and maps in one message.", at_least=64)
+    max_receiving_bytes: int = _setting(
+        64 * MIB,
+        "Bytes of messages that are still arriving in chunks, on one connection; a request beyond is refused.",
+        at_least=1 * KIB,
+    )
+    frame_timeout: float | None = _setting(10.0, "Time in which a frame, once begun, must be whole.", above=0, off=True)
     stream_window: int = _setting(
         64 * KIB, "Unconsumed bytes a stream's sender may have under way (HTTP/2's 64 KiB).", at_least=1
     )
@@ -328,6 +337,20 @@ class Limits:
         at_least=64 * KIB,
     )
     close_timeout: float = _setting(1.0, "Longest wait for a last flush and a tidy end of the transport.", at_least=0)
+    excess_factor: int = _setting(
+        4,
+        "Requests beyond `max_in_flight` in a row, or refused and not read, in units of it, that close a connection (Go: 4).",
+        at_least=1,
+    )
+    fault_budget: int | None = _setting(
+        1000,
+        "Errors of its own making that a peer has at once before it is closed (nghttp2's reset bucket: 1000).",
+        at_least=1,
+        off=True,
+    )
+    fault_rate: float = _setting(33.0, "And so many a second beyond (nghttp2: 33).", at_least=0)
+    ping_budget: int = _setting(10, "Pings beyond the announced rhythm that a peer has at once.", at_least=1)
+    ping_rate: float = _setting(2.0, "And so many a second beyond.", at_least=0)
 
 
 @attrs.frozen(kw_only=True)
@@ -408,6 +431,24 @@ class ServerLimits(Limits):
     max_connections: int | None = _setting(
         10_000, "Connections at once; further ones wait in the listen queue.", at_least=1, off=True
     )
+    max_connections_per_principal: int | None = _setting(
+        1024, "Connections at once of one principal; without `authenticate`, of one host.", at_least=1, off=True
+    )
+    max_handshaking: int | None = _setting(
+        256,
+        "Connections at once that have not said HELLO; further ones wait in the listen queue.",
+        at_least=1,
+        off=True,
+    )
+    backlog: int = _setting(
+        4096, "Connections that the listen queue holds; the kernel may clip it (somaxconn).", at_least=1
+    )
+    auth_failure_rate: float | None = _setting(
+        5.0,
+        "Refused credentials a second from one host; beyond that rate each refusal is told later.",
+        above=0,
+        off=True,
+    )
     handshake_timeout: float | None = _setting(
         5.0, "TLS, preface, HELLO and authentication together.", above=0, off=True
     )
@@ -438,5 +479,11 @@ class ServerLimits(Limits):
         10.0,
         "How long a handler with an idempotency key runs on for a caller who was lost and may come back.",
         at_least=0,
+    )
+    cancel_warn_after: float | None = _setting(
+        5.0, "A handler that was cancelled and still runs after so long is logged.", above=0, off=True
+    )
+    stall_warn_after: float | None = _setting(
+        0.5, "A handler that holds up the event loop for so long in one step is logged.", above=0, off=True
     )
     max_threads: int = _setting(40, "Worker threads for `@method(thread=True)` (Trio's own default: 40).", at_least=1)

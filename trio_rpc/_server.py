@@ -11,17 +11,15 @@ import logging
 import math
 import random
 import secrets
-import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from contextvars import copy_context
 from typing import Any, TypeAlias
 
 import attrs
 import trio
 
 from ._address import peer_name
-from ._admission import Admission, party_of
+from ._admission import Admission
 from ._ages import MAX_AGE, Ages, see_off
 from ._checks import checked_grace
 from ._config import Heartbeat, ServerLimits
@@ -29,18 +27,14 @@ from ._connection import Connection
 from ._contained import Contained
 from ._contract import describe_services
 from ._dispatch import compile_services
-from ._errors import ConnectError, ConnectionFailed, RpcError, Unauthenticated
 from ._farewell import SETTLE_TIME
-from ._handshake import answer, introduction
 from ._incoming import Served
 from ._once import Once
-from ._peer import Peer
+from ._reception import Reception
 from ._scope import hidden_nursery
 from ._settings import ServerSettings
 from ._statistics import AdmissionCounters, ConnectionCounters, ServerCounters, ServerStatistics
 from ._timer import Timer
-from ._tls import start_tls, why
-from .wire import Hello, Protocol, Role
 
 __all__ = ["AnyListener", "Server", "keep_serving"]
 
@@ -76,9 +70,7 @@ class Server:
                 "nothing is served: give an object with methods under @trio_rpc.method, or several of them"
             )
         self._names = tuple(spec.name for spec in self._specs)
-        self._ssl_context = settings.ssl_context
-        self._authenticate = settings.authenticate
-        self._codecs = tuple(settings.codecs)
+        self._is_secured = settings.ssl_context is not None
         self._timer = Timer()
         self._counters = ServerCounters()
         self._admission_counters = AdmissionCounters()
@@ -87,7 +79,7 @@ class Server:
         )
         self._once = Once(limits, self._timer, self._counters)
         limiter = trio.CapacityLimiter(limits.max_threads)
-        self._methods: dict[str, Mapping[str, Served]] = {
+        methods: dict[str, Mapping[str, Served]] = {
             codec: compile_services(
                 self._specs,
                 codec,
@@ -97,13 +89,22 @@ class Server:
                 debug=settings.debug,
                 once=self._once,
             )
-            for codec in self._codecs
+            for codec in settings.codecs
         }
-        self._base_context = copy_context()
         self._connection_counters = ConnectionCounters()
-        self._connections: dict[Connection, None] = {}  # In order: what is done to all of them is the same in each run.
-        self._handshaking = 0
         self._room = trio.lowlevel.ParkingLot()
+        self._reception = Reception(
+            settings,
+            names=self._names,
+            methods=methods,
+            instance=self.instance,
+            timer=self._timer,
+            admission=self._admission,
+            counters=self._counters,
+            connection_counters=self._connection_counters,
+            on_room=self._room.unpark_all,
+        )
+        self._connections: dict[Connection, None] = {}  # In order: what is done to all of them is the same in each run.
         self._listeners: Sequence[AnyListener] = ()
         self._accepting = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
@@ -125,7 +126,7 @@ class Server:
         counters = self._connection_counters
         return ServerStatistics(
             connections=len(self._connections),
-            handshaking=self._handshaking,
+            handshaking=self._reception.under_way,
             in_flight=self._admission.running + self._admission.exempt,
             calling_back=sum(connection.in_flight for connection in self._connections),
             served=counters.served,
@@ -172,7 +173,7 @@ class Server:
 
     async def _wait_quiet(self) -> None:
         with trio.move_on_after(SETTLE_TIME):  # Who is in the middle of a HELLO was let in, and may have calls to make.
-            while self._handshaking:
+            while self._reception.under_way:
                 await self._room.park()
         for connection in list(self._connections):
             await connection.wait_quiet()
@@ -236,7 +237,7 @@ class Server:
 
     async def _wait_for_room(self) -> None:
         limit = self.limits.max_connections
-        while limit is not None and len(self._connections) + self._handshaking >= limit:
+        while limit is not None and len(self._connections) + self._reception.under_way >= limit:
             await self._room.park()
 
     async def _pause_accepting(self, exc: OSError) -> None:
@@ -252,14 +253,14 @@ class Server:
     async def attend(self, stream: trio.abc.Stream) -> None:
         """Serve one connection to its end. Raises nothing of the peer's or a handler's."""
         address = peer_name(stream)
-        if self._ssl_context is not None:
+        if self._is_secured:
             address = address.replace("tcp://", "tls://", 1)
         connection: Connection | None = None
         ages: Ages | None = None
         try:
             with Contained(address):
                 async with trio.open_nursery() as nursery:
-                    connection = await self._welcome(stream, address, nursery.cancel_scope)
+                    connection = await self._reception.welcome(stream, address, nursery.cancel_scope)
                     if connection is not None:
                         self._connections[connection] = None
                         ages = self._watch_ages(connection)
@@ -290,34 +291,6 @@ class Server:
             self._counters.closed_idle += 1
         self._nursery.start_soon(see_off, connection, reason, grace, name="trio_rpc server parting with a connection")
 
-    async def _welcome(self, stream: trio.abc.Stream, address: str, scope: trio.CancelScope) -> Connection | None:
-        """Shake hands, within `handshake_timeout`, which `scope` holds meanwhile. None: it came to nothing."""
-        timeout = self.limits.handshake_timeout
-        if timeout is not None:
-            scope.deadline = trio.current_time() + timeout
-        self._handshaking += 1
-        try:
-            connection = await self._shake_hands(stream, address)
-            scope.deadline = math.inf
-            return connection
-        except trio.Cancelled:
-            if scope.cancel_called:
-                self._note_refused(address, f"no HELLO within {timeout:g} s (handshake_timeout)")
-            raise
-        except (RpcError, OSError, ssl.SSLError) as exc:
-            self._note_refused(address, str(exc) or type(exc).__name__)
-        except Exception:
-            self._counters.refused_connections += 1
-            log.exception("the handshake with %s failed inside", address)
-        finally:
-            self._handshaking -= 1
-            self._room.unpark_all()
-        return None
-
-    def _note_refused(self, address: str, reason: str) -> None:
-        self._counters.refused_connections += 1
-        log.info("no connection with %s: %.300s", address, reason)
-
     async def attend_apart(self, stream: trio.abc.Stream) -> None:
         """Like `attend`, out of reach of the caller's cancellation, under which the handlers must be able to answer."""
         assert self._nursery is not None
@@ -331,79 +304,6 @@ class Server:
 
         self._nursery.start_soon(attend, name="trio_rpc server connection")
         await ended.wait()
-
-    async def _shake_hands(self, stream: trio.abc.Stream, address: str) -> Connection:
-        try:
-            stream = await self._secure(stream)
-            principal: list[Any] = []
-            protocol = Protocol(Role.ACCEPTOR, self._hello(""))
-            greeting, early = await answer(stream, protocol, lambda hello: self._admit(hello, address, principal))
-            connection = self._make_connection(stream, protocol, address, principal[0])
-            connection.meet(early)
-            if greeting:
-                connection.outbox.put_control(greeting)
-            return connection
-        except BaseException:
-            await trio.aclose_forcefully(stream)
-            raise
-
-    async def _secure(self, stream: trio.abc.Stream) -> trio.abc.Stream:
-        if self._ssl_context is None:
-            return stream
-        try:
-            return await start_tls(stream, self._ssl_context, server_side=True)
-        except trio.BrokenResourceError as exc:
-            raise ConnectionFailed(f"TLS handshake failed: {why(exc)}") from exc
-
-    async def _admit(self, hello: Hello, address: str, principal: list[Any]) -> Hello:
-        """Choose a codec, check the credentials; what it raises is told to the peer."""
-        codec = next((name for name in hello.codecs if name in self._codecs), None)
-        if codec is None:
-            theirs, ours = ", ".join(hello.codecs)[:80], ", ".join(self._codecs)
-            raise ConnectError(f"no codec in common: the client speaks {theirs}, this server {ours}", permanent=True)
-        result = None
-        if self._authenticate is not None:
-            result = await self._check_credentials(hello.credentials or {}, address)
-        principal.append(result)
-        return self._hello(codec)
-
-    async def _check_credentials(self, credentials: Mapping[str, Any], address: str) -> Any:
-        assert self._authenticate is not None
-        try:
-            principal = self._authenticate(credentials, address)
-            return await principal if isinstance(principal, Awaitable) else principal
-        except Unauthenticated:
-            raise
-        except Exception as exc:
-            log.exception("authenticate failed for %s", address)
-            raise Unauthenticated("the credentials could not be checked") from exc
-
-    def _hello(self, codec: str) -> Hello:
-        return introduction(codec, self.limits, self.heartbeat, self._names, self.instance)
-
-    def _make_connection(self, stream: trio.abc.Stream, protocol: Protocol, address: str, principal: Any) -> Connection:
-        codec = protocol.local.codecs[0]
-        connection = Connection(
-            stream,
-            protocol,
-            limits=self.limits,
-            heartbeat=self.heartbeat,
-            timer=self._timer,
-            methods=self._methods[codec],
-            base_context=self._base_context,
-            counters=self._connection_counters,
-            address=address,
-            max_deadline=self.limits.max_deadline,
-            admission=self._admission,
-        )
-        if self.limits.max_calls_per_principal is not None:
-            connection.party = party_of(principal, address)
-        connection.principal, connection.make_peer = principal, self._make_peer
-        return connection
-
-    def _make_peer(self, connection: Connection) -> Peer:
-        codec = connection.protocol.local.codecs[0]
-        return Peer(connection, codec=codec, timer=self._timer, limits=self.limits, principal=connection.principal)
 
 
 @asynccontextmanager
