@@ -3,7 +3,7 @@
 
     python3.11 dev.py demo            the code search: processes, streams, a frozen worker, its recovery
     python3.11 dev.py bench [ARGS]    side by side with other libraries; `bench run --bars` measures what we promise
-    python3.11 dev.py prove [ARGS]    rerun what is promised about many servers, and print the figures
+    python3.11 dev.py prove [ARGS]    rerun what is promised, and print the figures; `prove --table` writes them down
     python3.11 dev.py test [ARGS]     every check there is: format, lint, types, tests, docs; ARGS go to pytest
     python3.11 dev.py pytest [ARGS]   only the tests
     python3.11 dev.py lint            format and lint        (`dev.py fix` repairs what can be repaired)

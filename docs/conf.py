@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent)]  # the latter for `tests.catalogue`
 
 project = "trio_rpc"
 author = "trio_rpc contributors"
@@ -20,6 +21,7 @@ extensions = [
     "myst_parser",
     "fields_table",
     "settings_table",
+    "catalogue_table",
 ]
 exclude_patterns = ["_build", "_ext", "measured"]  # what is measured is included where it is explained
 

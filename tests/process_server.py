@@ -1,7 +1,7 @@
 """A server in a process of its own, to be killed, stopped and drained: started by test_processes.py.
 
 Usage: `python process_server.py ADDRESS INTERVAL TIMEOUT`, the last two for its heartbeat. It reports on stdout, one
-JSON object for each event. SIGTERM drains it.
+JSON object for each event. SIGTERM drains it, and a second one leaves it no time for that.
 """
 
 from __future__ import annotations
@@ -37,17 +37,25 @@ class Work:
         return seconds
 
 
+async def drain(server: trio_rpc.Server, waiting: trio.CancelScope) -> None:
+    """Let what was accepted finish; then there is no second signal to wait for."""
+    await server.drain(grace=5)
+    waiting.cancel()
+
+
 async def main() -> None:
-    """Serve until SIGTERM, then drain."""
+    """Serve until SIGTERM, then drain; a second one cuts that short."""
     address, interval, timeout = sys.argv[1:]
     heartbeat = trio_rpc.Heartbeat(float(interval), float(timeout))
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with trio_rpc.open_server(Work(), address, heartbeat=heartbeat) as server:
             report("serving", address=server.addresses[0])
-            async for _ in signals:
+            async with trio.open_nursery() as nursery:
+                await anext(signals)
                 report("draining")
-                await server.drain(grace=5)
-                break
+                nursery.start_soon(drain, server, nursery.cancel_scope)
+                await anext(signals)
+                await server.drain(grace=0)
     report("drained")
 
 

@@ -13,7 +13,7 @@ import trio.testing
 
 from trio_rpc import Overloaded, method, open_pool, open_server
 from trio_rpc._adaptive import Gradient2
-from trio_rpc._config import AdaptiveLimit
+from trio_rpc._policies import AdaptiveLimit
 from trio_rpc.testing import MemoryListener
 
 WIDE = AdaptiveLimit(initial=20, minimum=1, maximum=1000)

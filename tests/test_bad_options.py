@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -94,15 +95,21 @@ DIALLED: list[tuple[str, Any, str]] = [
     ("health_check", True, "must be a text or None, not True: write the name of a service, like 'Inventory'"),
     ("health_check", Shop, "must be a text or None, not the class Shop"),
     ("on_connect", 5, "must be a function, `async def on_connect(peer)`, or None, not 5"),
-    ("ssl_context", True, "must be an SSLContext or None, not True: write ssl.create_default_context(...)"),
-    ("ssl_context", "cert.pem", "must be an SSLContext or None, not 'cert.pem': write ssl.create"),
+    (
+        "ssl_context",
+        True,
+        "must be an SSLContext, a function that returns one, or None, not True: write ssl.create_def",
+    ),
+    ("ssl_context", "cert.pem", "must be an SSLContext, a function that returns one, or None, not 'cert.pem': write"),
+    ("ssl_context", ssl.SSLContext, "a function that returns one, or None, not the class SSLContext"),
+    ("ssl_context", trio.sleep_forever, "is asked at each handshake and is not awaited: write a plain function"),
 ]
 SERVER: list[tuple[str, Any, str]] = [
     ("limits", PoolLimits(), "must be a ServerLimits, not a PoolLimits: a pool has PoolLimits(...), a server Server"),
     ("limits", {}, "must be a ServerLimits, not {}"),
     ("adaptive", True, "must be an AdaptiveLimit or None, not True: write AdaptiveLimit(), or None for no such limit"),
     ("adaptive", AdaptiveLimit, "not the class AdaptiveLimit: write AdaptiveLimit()"),
-    ("authenticate", 5, "must be a function, `async def authenticate(credentials, address)`, or None, not 5"),
+    ("authenticate", 5, "must be a function, `async def authenticate(credentials, origin)`, or None, not 5"),
     ("authorize", ["Shop.add"], "must be a function, `def authorize(peer, method)`, or None, not ['Shop.add']"),
     ("debug", "no", "must be True or False, not 'no'"),
     ("allow_insecure", "no", "must be True or False, not 'no'"),
@@ -110,7 +117,11 @@ SERVER: list[tuple[str, Any, str]] = [
     ("codecs", None, "must be a list of names like 'msgpack', not None"),
     ("codecs", [5], "must hold names like 'msgpack', not 5"),
     ("codecs", [], "is empty, so that no client could connect: name some, like ['msgpack', 'json']"),
-    ("ssl_context", True, "must be an SSLContext or None, not True: write ssl.create_default_context(...)"),
+    (
+        "ssl_context",
+        True,
+        "must be an SSLContext, a function that returns one, or None, not True: write ssl.create_def",
+    ),
     *BOTH,
 ]
 

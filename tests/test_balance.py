@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from trio_rpc._balance import Load, Policy, load_for, policy_of, ramp
-from trio_rpc._config import Balance, LeastInFlight, PowerOfTwo, RoundRobin
+from trio_rpc._policies import Balance, LeastInFlight, PowerOfTwo, RoundRobin
 from trio_rpc._rendezvous import Rendezvous
 
 BALANCES: list[Balance] = [LeastInFlight(), RoundRobin(), PowerOfTwo()]

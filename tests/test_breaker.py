@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from trio_rpc import Backoff
 from trio_rpc._breaker import Breaker, Circuit
-from trio_rpc._config import CircuitBreaker
+from trio_rpc._policies import CircuitBreaker
 
 STEADY = Backoff(initial=5, factor=2, maximum=300, jitter=0)
 IN_A_ROW = CircuitBreaker(backoff=STEADY)

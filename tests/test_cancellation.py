@@ -244,7 +244,7 @@ LEAST: dict[Shape, int] = {eager_call: 1, slow_call: 1, large_call: 1, stream_ne
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_every_shape(autojump_clock: MockClock, shape: Shape, moment: Moment) -> None:
-    """Slots, ids, credit and handlers are back at the very moment when the cancelled call returns."""
+    """Rule 2: slots, ids, credit and handlers are back at the very moment when the cancelled call returns."""
     async with no_leaks(), open_office() as world:
         visited = await cancel_at_every_checkpoint(
             lambda: shape(world), world.check, moment=moment, spawned=True, limit=500
@@ -391,7 +391,7 @@ async def test_aclose(autojump_clock: MockClock, moment: Moment) -> None:
 
 @pytest.mark.parametrize("shape", [slow_call, stream_read_to_its_end, client_stream, both_ways])
 async def test_what_was_not_written_is_taken_back(autojump_clock: MockClock, shape: Shape) -> None:
-    """A call behind a stuck write leaves at once, is never seen by the server, and costs the connection nothing."""
+    """S08: a call behind a stuck write leaves at once, is never seen by the server, and costs the connection nothing."""
     stuck, office = Freeze(direction="sending"), Office()
     async with watchdog(), open_loopback(office, wrap=lambda stream: FaultyStream(stream, stuck)) as pool:
         world = World(pool, office)
@@ -411,7 +411,7 @@ async def test_what_was_not_written_is_taken_back(autojump_clock: MockClock, sha
 
 
 async def test_a_stream_of_items_that_fails_at_once_harms_nobody(autojump_clock: MockClock) -> None:
-    """Its CANCEL does not overtake its request: the connection and the calls on it live on."""
+    """S09: its CANCEL does not overtake its request: the connection and the calls on it live on."""
 
     async def failing() -> AsyncGenerator[int, None]:
         if world.office.made >= 0:
@@ -435,7 +435,7 @@ async def test_a_stream_of_items_that_fails_at_once_harms_nobody(autojump_clock:
 @pytest.mark.parametrize("cancelled", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 async def test_an_expired_deadline_sends_nothing(autojump_clock: MockClock, shape: Shape, cancelled: bool) -> None:
-    """Whatever the shape, no byte leaves and Trio raises what is due."""
+    """S03: whatever the shape, no byte leaves and Trio raises what is due."""
     recorder, office = Recorder(), Office()
     async with watchdog(), open_loopback(office, wrap=lambda stream: FaultyStream(stream, recorder)) as pool:
         await pool.wait_connected()

@@ -9,7 +9,7 @@ import attrs
 import pytest
 
 from trio_rpc import Backoff, Heartbeat, PoolLimits, RetryPolicy, ServerLimits
-from trio_rpc._config import describe
+from trio_rpc._checks import describe
 
 pool_limits: Any = PoolLimits
 """Without its types, which rule out most of what is tried here."""

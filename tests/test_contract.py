@@ -140,7 +140,7 @@ def test_shapes_and_types(
 
 
 def test_only_decorated_public_methods_are_reachable() -> None:
-    """Private and undecorated functions are in no description, in order of definition."""
+    """X09: private and undecorated functions are in no description, in order of definition."""
     expected = ["stock", "reserve", "version", "watch", "restock", "audit"]
     assert list(describe_contract(Inventory).methods) == expected
     assert list(served(Warehouse())["Inventory"]) == expected

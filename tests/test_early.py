@@ -218,7 +218,7 @@ async def test_refused_credentials_are_told(autojump_clock: MockClock) -> None:
         async def read(self, value: Any = None) -> Any:
             raise AssertionError("it was not to run")
 
-    def refuse(credentials: Any, address: str) -> None:
+    def refuse(credentials: Any, origin: trio_rpc.Origin) -> None:
         raise Unauthenticated("no")
 
     async with watchdog(), open_loopback(Served(), authenticate=refuse) as pool:

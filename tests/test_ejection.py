@@ -7,8 +7,8 @@ import random
 import pytest
 from hypothesis import given, strategies as st
 
-from trio_rpc._config import OutlierEjection
 from trio_rpc._ejection import Ejector, Tally, panics
+from trio_rpc._policies import OutlierEjection
 
 BY_SHARE = OutlierEjection(consecutive=None, deviations=None)
 BY_DEVIATION = OutlierEjection(consecutive=None, failure_share=None)

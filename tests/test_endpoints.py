@@ -522,7 +522,7 @@ class Names(trio.abc.HostnameResolver):
 
 
 async def test_a_name_moves(patient_clock: MockClock) -> None:
-    """New connections use the new address within the interval of 30 s; those at the old one end."""
+    """N14: new connections use the new address within the interval of 30 s; those at the old one end."""
     names = Names("127.0.0.1")
     async with serving("a", "tcp://127.0.0.1:0") as address:
         port = address.rpartition(":")[2]
@@ -538,7 +538,7 @@ async def test_a_name_moves(patient_clock: MockClock) -> None:
 
 
 async def test_a_name_moves_as_its_server_dies(patient_clock: MockClock) -> None:
-    """A lost connection has the name looked up again at once: nobody waits for the interval."""
+    """N14: a lost connection has the name looked up again at once: nobody waits for the interval."""
     names = Names("127.0.0.1")
     async with trio.open_nursery() as nursery:
         scope = trio.CancelScope()

@@ -15,6 +15,7 @@ import trio_rpc
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 NAMESPACES = [
     "trio_rpc",
+    "trio_rpc.auth",
     "trio_rpc.codecs",
     "trio_rpc.health",
     "trio_rpc.resolvers",

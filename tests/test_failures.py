@@ -376,7 +376,7 @@ AWKWARD: list[tuple[Exception, type, Any]] = [
 
 @pytest.mark.parametrize(("exc", "type_", "args"), AWKWARD, ids=range(len(AWKWARD)))
 def test_an_awkward_exception_breaks_nothing(codec: str, exc: Exception, type_: Any, args: Any) -> None:
-    """What does not travel becomes text, or the exception a RemoteError that names it; never an error of ours."""
+    """P07: what does not travel becomes text, or the exception a RemoteError that names it; never an error of ours."""
     raises = [Awkward, NoArguments, Plain, Missing, Worded, Loose, RecursionError]
     back = over(codec, exc, raises, debug=True)
     assert back.__class__ is type_

@@ -122,7 +122,7 @@ async def test_the_first_address_that_answers_is_taken(
     nursery: trio.Nursery,
     autojump_clock: MockClock,
 ) -> None:
-    """The next is tried as soon as one has failed, or after 250 ms beside it; the losers are closed."""
+    """N15: the next is tried as soon as one has failed, or after 250 ms beside it; the losers are closed."""
     net = Net(nursery, fates)
     async with trio_rpc.open_pool(TARGET) as pool:
         await pool.connect()
@@ -157,7 +157,7 @@ async def test_when_all_fail_all_reasons_are_named(
 
 
 async def test_when_none_answers_the_time_is_bounded(nursery: trio.Nursery, autojump_clock: MockClock) -> None:
-    """By `connect_timeout`, for all addresses of a name together."""
+    """N18, Rule 14: by `connect_timeout`, for all addresses of a name together."""
     net = Net(nursery, {"10.0.0.1": HOLE, "10.0.0.2": HOLE})
     async with trio_rpc.open_pool(TARGET, limits=PoolLimits(connect_timeout=3)) as pool:
         with trio.fail_after(60), pytest.raises(ConnectError, match=rf"{TARGET} did not answer within 3 s"):

@@ -12,8 +12,8 @@ from trio.testing import MockClock
 
 import trio_rpc
 from tests.scripted import ScriptedPeer, ScriptedServer, watchdog
-from trio_rpc import Heartbeat, PeerUnresponsive, method
-from trio_rpc._heartbeat import LOOKS, Action, Vigil
+from trio_rpc import Heartbeat, PeerUnresponsive, PoolLimits, method
+from trio_rpc._heartbeat import LOOKS, Action, Crossing, Vigil
 from trio_rpc._outbox import Outbox
 from trio_rpc._timer import Timer
 from trio_rpc._watch import Watch
@@ -98,6 +98,32 @@ def test_the_vigil(story: Sequence[Moment]) -> None:
             assert isinstance(event, tuple)
             verdict, lateness, progressed_at = event
             assert vigil.decide(now, lateness, progressed_at) is verdict, f"at {now}"
+
+
+@pytest.mark.parametrize(
+    ("acknowledged", "expected"),
+    [
+        pytest.param([100], [False], id="no progress"),
+        pytest.param([101, 101, 150], [True, False, True], id="progress, a pause, progress"),
+        pytest.param([1100, 1100], [True, False], id="it has arrived since the last look"),
+        pytest.param([1099, 1100, 1200], [True, True, False], id="what goes on behind it counts for nothing"),
+    ],
+)
+def test_the_crossing(acknowledged: Sequence[int], expected: Sequence[bool]) -> None:
+    """N10: a ping with 1000 bytes under way, of which it is the last, after 100 that have arrived."""
+    crossing = Crossing(100, 1000)
+    assert [crossing.goes_on(count) for count in acknowledged] == expected
+
+
+def test_a_ping_on_its_way_has_its_time_anew() -> None:
+    """N10: from the verdict that found it so; and the last looks are due again."""
+    vigil = Vigil(HEARTBEAT, 0.0)
+    assert vigil.decide(10, 0) is PING
+    vigil.left(10)
+    assert [vigil.decide(15, 0) for _ in range(LOOKS + 1)] == [WAIT] * LOOKS + [EVICT]
+    vigil.still_leaving(15)
+    assert vigil.due() == 20
+    assert [vigil.decide(20, 0) for _ in range(LOOKS + 1)] == [WAIT] * LOOKS + [EVICT]
 
 
 def test_due_tells_when_to_ask() -> None:
@@ -236,7 +262,7 @@ async def test_a_stall_shorter_than_the_timeout_is_survived(
 
 
 async def test_our_own_stall_evicts_nobody() -> None:
-    """A loop that was busy for longer than `interval + timeout` first reads what has arrived: real time."""
+    """N19, Rule 6: a loop that was busy for longer than `interval + timeout` first reads what has arrived: real time."""
     beat = Heartbeat(interval=0.1, timeout=0.1)
     async with open_loopback(Nurse(), heartbeat=beat) as pool:
         await pool.stub(Nurse).wait(0.01)
@@ -270,7 +296,9 @@ class Line:
         outbox.send_now = send_now
         outbox.begin(lambda: None)
         protocol = Protocol(Role.DIALLER, Hello())
-        return Watch(outbox, protocol, self.timer, heartbeat, write_timeout=None, evict=lambda _text: None)
+        return Watch(
+            outbox, protocol, self.timer, heartbeat, limits=PoolLimits(write_timeout=None), evict=lambda _text: None
+        )
 
     def sent(self, data: bytes) -> None:
         self.pings.append((trio.current_time(), data[-8:]))

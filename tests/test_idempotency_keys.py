@@ -1016,7 +1016,7 @@ async def test_a_result_that_comes_after_the_loss_is_told_nobody_and_kept(
     autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One that cancelled and was lost, and could not have taken the result anyway: that is no trouble any more."""
-    async with world() as w:
+    async with world(ServerLimits(cancel_warn_after=None)) as w:
         client, again = Client(await w.listener.connect(), Hello(max_message_size=1024)), await w.client()
         await client.greet()
         request_id = await client.call("statement", 5000, 5.0)

@@ -140,7 +140,7 @@ def chunks_before(sent: list[Frame], frame: Frame, wanted_at: float) -> int:
 async def test_a_large_message_lets_others_pass(
     sender: str, as_text: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """While 100 MB are under way, a ping, a cancel and a small call wait for at most 3 chunks of them."""
+    """S19: while 100 MB are under way, a ping, a cancel and a small call wait for at most 3 chunks of them."""
     recorder, work = Recorder(), Work()
     slow = [recorder, Delay(SEND_TIME, direction="sending")]
     pipe: tuple[trio.abc.Stream, trio.abc.Stream] = memory_pipe()

@@ -329,7 +329,9 @@ SHAPES: dict[str, tuple[Callable[[Lab], Awaitable[object]], object]] = {
 
 @pytest.mark.parametrize("latency", [0.0, 0.05])
 async def test_three_servers_are_replaced(autojump_clock: MockClock, latency: float) -> None:
-    """62: one after the other, by drain, under calls of all shapes, twice: no caller notices, and each served its part."""
+    """N17, 62: one after the other, by drain, under calls of all shapes, twice: no caller notices, and each served its
+    part.
+    """
     places, done = [Place(latency) for _ in range(3)], Counter[str]()
     async with no_leaks(), watchdog(), trio.open_nursery() as nursery:
         words = [trio.open_memory_channel[float](1) for _ in places]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -116,6 +117,87 @@ async def test_large_messages_take_turns() -> None:
         assert list(filter(None, bare)) == [b"x0y0smallx1", b"y1", b"x2", b"y2", b"x3"]
         assert outbox.queued_bytes == 0
         assert not outbox
+
+
+def of_ids(data: bytes) -> list[int]:
+    """The ids of the frames, in order, repetitions left out."""
+    ids: list[int] = []
+    while data:
+        length, request_id = struct.unpack_from(">II", data)
+        if ids[-1:] != [request_id]:
+            ids.append(request_id)
+        data = data[10 + length :]
+    return ids
+
+
+async def test_what_is_begun_goes_on_while_others_wait_to_begin() -> None:
+    """R08, N10: each batch has a chunk of the message that the peer waits for, whoever else is in line to begin."""
+    caller, _ = protocols()
+    async with open_wire(stuck=True) as (outbox, wire):
+        begun, frames = request(caller, bytes(1_000_000))
+        outbox.put_message(begun, frames)
+        for _ in range(30):
+            outbox.put(request(caller, bytes(20_000))[1][0])
+        others = [request(caller, bytes(100_000)) for _ in range(3)]
+        for other in others:
+            outbox.put_message(*other)
+        wire.go_on()
+        await wait_all_tasks_blocked()
+        first = next(n for n, write in enumerate(wire.writes) if others[0][0] in of_ids(write))
+        assert first >= 3
+        assert all(begun in of_ids(write) for write in wire.writes[:first])
+
+
+async def test_no_more_large_messages_side_by_side_than_the_peer_takes() -> None:
+    """Chunks of a further one follow when one of them has ended; what is small passes, and a single one always goes."""
+    caller, peer = protocols()
+    async with open_wire(stuck=True) as (outbox, wire):
+        outbox.most_at_once = 500_000
+        for size in (200_000, 200_000, 200_000, 900_000, 100):
+            outbox.put_message(*request(caller, b"x" * size))
+        assert outbox.queued_bytes > 1_500_000
+        wire.go_on()
+        await wait_all_tasks_blocked()
+        ids = of_ids(wire.received)
+        assert ids[:7] == [1, 3, 5, 7, 9, 1, 3]
+        assert ids[ids.index(7, 6) :] == [7]
+        events = peer.receive_data(wire.received)
+        assert [event.id for event in events if isinstance(event, RequestReceived)] == [9, 1, 3, 5, 7]
+        assert (outbox.queued_bytes, len(outbox)) == (0, 0)
+
+
+async def test_a_large_message_that_is_held_back_is_taken_back_unsent() -> None:
+    """With the items of its stream; and room that others leave is not lost by it."""
+    caller, _peer = protocols()
+    async with open_wire(stuck=True) as (outbox, wire):
+        outbox.most_at_once = 300_000
+        first, second, third = (request(caller, b"x" * 250_000, streaming=number == 1) for number in range(3))
+        outbox.put_message(*first)
+        ticket = outbox.put_message(*second)
+        outbox.put_message(second[0], caller.items(second[0], 1, b"item"))
+        outbox.put_message(*third)
+        size = outbox.queued_bytes
+        assert outbox.withdraw(second[0], ticket, streaming=True)
+        assert outbox.queued_bytes <= size - 250_000
+        wire.go_on()
+        await wait_all_tasks_blocked()
+        assert of_ids(wire.received) == [1, 5, 1, 5]
+        assert (outbox.queued_bytes, len(outbox)) == (0, 0)
+
+
+async def test_who_stops_in_the_middle_leaves_its_room_to_others() -> None:
+    """A call that ends while its message is under way lets the next one begin."""
+    caller, _peer = protocols()
+    async with open_wire(stuck=True) as (outbox, wire):
+        outbox.most_at_once = 300_000
+        for _ in range(2):
+            outbox.put_message(*request(caller, b"x" * 250_000))
+        outbox.stop_sending(1)
+        assert list(outbox.large) == [3]
+        wire.go_on()
+        await wait_all_tasks_blocked()
+        assert of_ids(wire.received) == [1, 3]
+        assert (outbox.queued_bytes, len(outbox)) == (0, 0)
 
 
 def _header(count: int) -> bytes:

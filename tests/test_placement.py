@@ -111,7 +111,7 @@ def test_delays_grow_to_their_maximum(backoff: Backoff, delays: list[float]) -> 
 
 @pytest.mark.parametrize(("draw", "delay"), [(0.0, 8.0), (0.25, 9.0), (0.5, 10.0), (1.0, 12.0)])
 def test_jitter_is_a_share_either_way(draw: float, delay: float) -> None:
-    """Applied behind the maximum, as gRPC does."""
+    """N16: applied behind the maximum, as gRPC does."""
     backoff = Backoff(initial=100, maximum=10, jitter=0.2)
     assert delay_before(2, backoff, lambda: draw) == pytest.approx(delay)
 

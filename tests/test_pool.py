@@ -216,7 +216,7 @@ async def test_waiting_and_usage_are_counted(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("takes", [0.0, 0.9])
 async def test_dials_back_off_from_start_to_start(autojump_clock: MockClock, takes: float) -> None:
-    """1 s, then 1.6 times longer each time; the time a dial takes is not added."""
+    """N16: 1 s, then 1.6 times longer each time; the time a dial takes is not added."""
     async with open_world(takes, *[ConnectError("no")] * 5) as world:
         await trio.sleep(11)
         assert world.dialler.at == pytest.approx([0, 1, 2.6, 5.16, 9.256])
@@ -224,7 +224,7 @@ async def test_dials_back_off_from_start_to_start(autojump_clock: MockClock, tak
 
 
 async def test_the_back_off_is_jittered_and_bounded(autojump_clock: MockClock) -> None:
-    """By the pool's own random numbers: 20 % earlier or later."""
+    """N16: by the pool's own random numbers: 20 % earlier or later."""
     backoff = Backoff(initial=1, factor=10, maximum=10, jitter=0.2)
     async with open_world(0.0, *[ConnectError("no")] * 4, min_connections=0, connect_backoff=backoff) as world:
         draws = deque([0.0, 1.0, 0.5, 0.25])
@@ -279,7 +279,7 @@ async def test_connect_timeout_covers_the_hello(autojump_clock: MockClock) -> No
 
 @pytest.mark.parametrize("error", [OSError("no route"), ValueError("a bug"), trio.BrokenResourceError()])
 async def test_no_error_of_a_dial_function_ends_the_pool(autojump_clock: MockClock, error: Exception) -> None:
-    """Whatever it raises is a failed dial, and the next one may succeed."""
+    """P13: whatever it raises is a failed dial, and the next one may succeed."""
     async with open_world(0.0, error) as world:
         with pytest.raises(ConnectError) as caught:
             await world.pool.connect()
@@ -289,7 +289,7 @@ async def test_no_error_of_a_dial_function_ends_the_pool(autojump_clock: MockClo
 
 
 async def test_credentials_are_asked_for_at_each_dial(autojump_clock: MockClock) -> None:
-    """So that they may be rotated; their failure is a failed dial."""
+    """P13: so that they may be rotated; their failure is a failed dial."""
     answers: deque[Any] = deque([RuntimeError("the vault is locked"), "token"])
 
     async def credentials() -> Any:
@@ -321,7 +321,7 @@ async def test_a_permanent_failure_is_told_at_once(autojump_clock: MockClock, le
 
 
 async def test_a_stranger_is_a_permanent_failure(autojump_clock: MockClock) -> None:
-    """A peer that speaks another protocol is named, at once."""
+    """W07, N21: a peer that speaks another protocol is named, at once."""
 
     async def http(peer: ScriptedPeer) -> None:
         await peer.stream.receive_some()
@@ -371,7 +371,7 @@ async def test_a_peer_that_hangs_up_on_everyone_is_not_dialled_in_a_circle(autoj
 
 
 async def test_those_who_wait_move_on_to_the_next_connection(autojump_clock: MockClock) -> None:
-    """A connection that dies takes its own calls along, and nobody in the line."""
+    """S12: a connection that dies takes its own calls along, and nobody in the line."""
     results: list[Any] = []
 
     async def caller(world: World, number: int) -> None:
@@ -414,7 +414,7 @@ async def test_an_idle_pool_stays_alive_by_its_heartbeat(autojump_clock: MockClo
 
 
 async def test_what_goes_away_is_replaced_and_finishes(autojump_clock: MockClock) -> None:
-    """A draining server ends what it has accepted; new calls find another connection, unaware."""
+    """S14: a draining server ends what it has accepted; new calls find another connection, unaware."""
     async with open_world(max_connections=1) as world, trio.open_nursery() as nursery:
         await world.pool.wait_connected()
         nursery.start_soon(world.stub.hold, 10)
@@ -480,7 +480,7 @@ async def test_old_connections_are_replaced(autojump_clock: MockClock, draw: flo
 
 
 async def test_closing_ends_every_call_with_its_own_truth(autojump_clock: MockClock) -> None:
-    """Calls in flight are cancelled and joined and may have run; those that wait did not; later ones are refused."""
+    """S13: calls in flight are cancelled and joined and may have run; those that wait did not; later ones are refused."""
     told: dict[str, PoolClosed] = {}
 
     async def caller(world: World, name: str) -> None:
@@ -551,7 +551,7 @@ async def test_what_the_closing_pool_took_back_did_not_run(autojump_clock: MockC
 
 
 async def test_any_task_may_close_any_number_of_times(autojump_clock: MockClock) -> None:
-    """Each `aclose` returns when everything is gone; `run_pool` then returns in its own nursery."""
+    """S10: each `aclose` returns when everything is gone; `run_pool` then returns in its own nursery."""
     async with watchdog(), no_leaks():
         async with trio_rpc.open_server(Desk(), (listener := MemoryListener()), heartbeat=QUIET):
             async with trio.open_nursery() as nursery:
@@ -575,7 +575,7 @@ async def test_cancelling_run_pool_closes_it(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("takes", [0.0, 3.0])
 async def test_closing_while_dialling(autojump_clock: MockClock, takes: float) -> None:
-    """Neither a dial nor a back-off under way holds a pool open, and no half-made connection is left."""
+    """S10: neither a dial nor a back-off under way holds a pool open, and no half-made connection is left."""
     async with no_leaks():
         async with open_world(takes, ConnectError("no")):
             await trio.sleep(0.5)
@@ -666,7 +666,7 @@ async def test_a_dial_runs_in_a_clean_context(autojump_clock: MockClock) -> None
 
 
 async def test_waiters_cancelled_at_the_hand_over_lose_no_place() -> None:
-    """2,000 cancellations around the moment when a place is handed over: the pool keeps its full capacity."""
+    """S11, Rule 4: 2,000 cancellations around the moment when a place is handed over: the pool keeps its full capacity."""
     rng = random.Random(15)
 
     async def caller(pool: trio_rpc.Pool, scope: trio.CancelScope) -> None:
@@ -690,7 +690,7 @@ async def test_waiters_cancelled_at_the_hand_over_lose_no_place() -> None:
 
 
 async def test_a_waiter_cancelled_behind_the_hand_over_gives_its_place_on(autojump_clock: MockClock) -> None:
-    """The place was given and the cancellation came in the same tick: the next in line gets it."""
+    """S11, Rule 4: the place was given and the cancellation came in the same tick: the next in line gets it."""
     async with open_world(max_connections=1, max_in_flight=1) as world, trio.open_nursery() as nursery:
         await world.pool.wait_connected()
         impatient = trio.CancelScope()
@@ -816,7 +816,7 @@ async def test_statistics_of_a_short_life(autojump_clock: MockClock) -> None:
 
 
 async def test_orphans_and_late_replies_are_counted(autojump_clock: MockClock) -> None:
-    """A call given up after `cancel_wait` keeps its place until its handler's end is told."""
+    """S05, Rule 3: a call given up after `cancel_wait` keeps its place until its handler's end is told."""
 
     async def stubborn(peer: ScriptedPeer) -> None:
         await peer.greet()

@@ -428,7 +428,7 @@ async def test_one_given_stream_lets_its_peer_go(autojump_clock: MockClock) -> N
 async def test_an_endpoint_leaves_before_it_has_said_hello(tmp_path: Path, autojump_clock: MockClock) -> None:
     """The call that went along with ours ends there, no other begins, and nothing of it is left."""
 
-    async def admit(_credentials: Any, _address: str) -> str:
+    async def admit(_credentials: Any, _origin: trio_rpc.Origin) -> str:
         await trio.sleep(2)
         return "anybody"
 
@@ -482,7 +482,7 @@ class Careless:
 async def test_no_error_of_a_resolver_ends_the_pool(
     tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not that of its `refresh`, nor what is left to raise when the pool closes: they are logged."""
+    """P13: not that of its `refresh`, nor what is left to raise when the pool closes: they are logged."""
     address = f"unix://{tmp_path}/a"
     async with watchdog(), trio.open_nursery() as nursery:
         with trio.CancelScope() as scope:

@@ -22,7 +22,7 @@ import trio
 import trio.testing
 
 import trio_rpc
-from trio_rpc import ConnectionLost, Heartbeat, PeerUnresponsive, PoolLimits, RpcError
+from trio_rpc import ConnectionLost, Heartbeat, PeerUnresponsive, PoolLimits, RemoteCancelled, RpcError
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(trio_rpc.__file__).parents[1])}
@@ -138,7 +138,9 @@ async def best_of(attempt: Callable[[], Awaitable[float]], bound: float) -> None
     ids=["killed", "stopped"],
 )
 async def test_calls_fail_with_their_server(number: int, kind: type[RpcError], bound: float) -> None:
-    """All calls in flight on a killed server fail within 50 ms, on a stopped one by the heartbeat, all at once."""
+    """P01, N01, Rule 5: all calls in flight on a killed server fail within 50 ms, on a stopped one by the heartbeat,
+    all at once.
+    """
 
     async def attempt() -> float:
         ended: list[tuple[float, RpcError]] = []
@@ -158,7 +160,7 @@ async def test_calls_fail_with_their_server(number: int, kind: type[RpcError], b
     ("number", "bound"), [(signal.SIGKILL, AT_ONCE), (signal.SIGSTOP, SILENCE)], ids=["killed", "stopped"]
 )
 async def test_handlers_end_with_their_client(number: int, bound: float) -> None:
-    """All handlers of a killed client are cancelled within 50 ms, of a stopped one by the server's heartbeat."""
+    """P02, N02: all handlers of a killed client are cancelled within 50 ms, of a stopped one by the server's heartbeat."""
 
     async def attempt() -> float:
         async with running("process_server.py", "tcp://127.0.0.1:0", BEAT.interval, BEAT.timeout) as server:
@@ -177,7 +179,7 @@ async def test_handlers_end_with_their_client(number: int, bound: float) -> None
 
 
 async def test_a_server_that_goes_on_is_called_again() -> None:
-    """After SIGCONT the pool connects anew, late answers of the old connection harm nobody, and calls succeed."""
+    """N01: after SIGCONT the pool connects anew, late answers of the old connection harm nobody, and calls succeed."""
     ended: list[tuple[float, RpcError]] = []
     async with served() as (server, address), trio_rpc.open_pool(address, heartbeat=BEAT) as pool:
         async with trio.open_nursery() as nursery:
@@ -192,7 +194,7 @@ async def test_a_server_that_goes_on_is_called_again() -> None:
 
 
 async def test_a_killed_server_is_found_again() -> None:
-    """Once another one listens at the same address, a call that waited for it succeeds."""
+    """N16: once another one listens at the same address, a call that waited for it succeeds."""
     limits = PoolLimits(connect_backoff=trio_rpc.Backoff(initial=0.1, maximum=0.1))
     async with served() as (server, address), trio_rpc.open_pool(address, limits=limits) as pool:
         assert await pool.call("Work.echo", 1) == 1
@@ -214,7 +216,7 @@ async def test_a_killed_server_is_found_again() -> None:
 
 
 async def test_sigterm_drains() -> None:
-    """The pattern of a server that drains at SIGTERM: accepted calls are finished, then it ends with 0."""
+    """P03: the pattern of a server that drains at SIGTERM: accepted calls are finished, then it ends with 0."""
     async with served() as (server, address), trio_rpc.open_pool(address) as pool:
         results = []
 
@@ -232,8 +234,32 @@ async def test_sigterm_drains() -> None:
         assert await server.ended() == 0
 
 
+async def test_a_second_sigterm_leaves_no_time() -> None:
+    """P04: it ends the drain of the first: handlers are cancelled, their callers told, and the server ends within 1 s."""
+
+    async def attempt() -> float:
+        ended: list[tuple[float, RpcError]] = []
+        async with served() as (server, address), trio_rpc.open_pool(address) as pool:
+            async with trio.open_nursery() as nursery:
+                await calls_in_flight(pool, nursery, ended)
+                server.signal(signal.SIGTERM)
+                await server.report("draining")
+                at = server.signal(signal.SIGTERM)
+                for _ in range(CALLS):
+                    await server.report("cancelled")
+                await server.report("drained")
+                assert await server.ended() == 0
+                took = time.monotonic() - at
+        assert len(ended) == CALLS
+        assert all(isinstance(exc, RemoteCancelled) and exc.may_have_run for _, exc in ended)
+        return took
+
+    await best_of(attempt, 1.0)
+
+
 async def test_a_client_that_stalls_evicts_nobody() -> None:
-    """A client stopped while its ping was under way finds the answer when it goes on, and keeps the connection.
+    """N19, Rule 6: a client stopped while its ping was under way finds the answer when it goes on, and keeps the
+    connection.
 
     Each round: the server is stopped until a ping must have left, answers it while the client is stopped, and the
     client goes on after its own timeout.
@@ -257,7 +283,7 @@ async def test_a_client_that_stalls_evicts_nobody() -> None:
 
 
 async def test_the_interpreter_ends_clean() -> None:
-    """After an ordinary run client and server end with 0 and say nothing: no resource was left to the collector."""
+    """P14: after an ordinary run client and server end with 0 and say nothing: no resource was left to the collector."""
     async with running("process_server.py", "tcp://127.0.0.1:0", 10, 5, options=STRICT) as server:
         address = (await server.report("serving"))["address"]
         async with running("process_client.py", address, 10, 5, 3, 0.1, options=STRICT) as client:

@@ -130,7 +130,7 @@ async def test_the_system_is_asked() -> None:
 
 
 async def test_a_name_is_looked_up_again(autojump_clock: MockClock) -> None:
-    """Every interval, 30 s of themselves; what has changed is yielded, and another order is no change."""
+    """N14: every interval, 30 s of themselves; what has changed is yielded, and another order is no change."""
     one, both = ["10.0.0.2"], ["10.0.0.1", "10.0.0.2"]
     names = Names().giving(both, both[::-1], one, one, [])
     found = await watch(dns(NAME, PORT), 149)

@@ -231,7 +231,7 @@ async def open_ledger(
 @pytest.mark.parametrize("call", [post, balance, changes, history])
 @pytest.mark.parametrize("first", [drains, refuses])
 async def test_what_was_refused_is_sent_again_at_once(autojump_clock: MockClock, call: Call, first: Any) -> None:
-    """Unnoticed by the caller, whatever the method, the shape and the policy."""
+    """S14: unnoticed by the caller, whatever the method, the shape and the policy."""
     async with open_ledger(answers(first), answers(), retry=RetryPolicy(attempts=1)) as (ledger, pool):
         assert await call(ledger) in ("done", [1, 2])
         assert trio.current_time() == 0

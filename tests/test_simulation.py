@@ -12,7 +12,9 @@ BLOCK = 50
 
 @pytest.mark.parametrize("first", range(1, 301, BLOCK))
 def test_seeds(first: int) -> None:
-    """One outcome for each call, nothing runs twice that may not, all works again, nothing is left: for each seed."""
+    """S01, S02, S15, Rule 3: one outcome for each call, nothing runs twice that may not, all works again, nothing is
+    left: for each seed.
+    """
     failures = [f"{command(seed)}\n{failure}" for seed, failure in find_failures(range(first, first + BLOCK))]
     assert not failures, "\n".join(failures)
 

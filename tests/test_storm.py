@@ -102,7 +102,7 @@ class Caller:
 @pytest.mark.parametrize("callers", [1, 2, 40])
 @pytest.mark.parametrize(("connections", "in_flight"), [(1, 4), (2, 256)])
 async def test_everything_at_once(callers: int, connections: int, in_flight: int) -> None:
-    """Small and large calls, streams, cancellations and pauses: each ends, with its own result."""
+    """Rule 3: small and large calls, streams, cancellations and pauses: each ends, with its own result."""
     limits = PoolLimits(max_connections=connections, max_in_flight=in_flight)
     async with (
         open_server(Weather(), "tcp://127.0.0.1:0") as server,

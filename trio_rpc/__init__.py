@@ -2,29 +2,15 @@
 
 Layout: every module that begins with an underscore is private, and this page is the front door. The namespaces beside
 it are `trio_rpc.codecs` (more codecs), `trio_rpc.resolvers` (where endpoints come from) and `trio_rpc.wire` (the
-protocol without I/O); and, to be imported by name, `trio_rpc.health` and `trio_rpc.testing` (the test kit).
+protocol without I/O); and, to be imported by name, `trio_rpc.auth`, `trio_rpc.health` and `trio_rpc.testing` (the test
+kit).
 """
 
 import logging as _logging
 
 from . import _local as _local  # Gives @method objects their local call interface.
 from ._call import Call as Call, Handler as Handler, Interceptor as Interceptor, Reply as Reply
-from ._config import (
-    AdaptiveLimit as AdaptiveLimit,
-    Backoff as Backoff,
-    CircuitBreaker as CircuitBreaker,
-    Heartbeat as Heartbeat,
-    HedgePolicy as HedgePolicy,
-    LeastInFlight as LeastInFlight,
-    OutlierEjection as OutlierEjection,
-    PoolLimits as PoolLimits,
-    PowerOfTwo as PowerOfTwo,
-    RetryBudget as RetryBudget,
-    RetryPolicy as RetryPolicy,
-    RetryThrottle as RetryThrottle,
-    RoundRobin as RoundRobin,
-    ServerLimits as ServerLimits,
-)
+from ._config import Heartbeat as Heartbeat, PoolLimits as PoolLimits, ServerLimits as ServerLimits
 from ._context import CallContext as CallContext, current_call as current_call
 from ._contract import method as method, service as service
 from ._endpoint import Endpoint as Endpoint
@@ -62,8 +48,23 @@ from ._fanout import (
     gather as gather,
     quorum as quorum,
 )
+from ._identity import Identity as Identity
 from ._open_pool import open_connection as open_connection, open_pool as open_pool, run_pool as run_pool
+from ._origin import Origin as Origin, ProcessCredentials as ProcessCredentials
 from ._peer import Peer as Peer
+from ._policies import (
+    AdaptiveLimit as AdaptiveLimit,
+    Backoff as Backoff,
+    CircuitBreaker as CircuitBreaker,
+    HedgePolicy as HedgePolicy,
+    LeastInFlight as LeastInFlight,
+    OutlierEjection as OutlierEjection,
+    PowerOfTwo as PowerOfTwo,
+    RetryBudget as RetryBudget,
+    RetryPolicy as RetryPolicy,
+    RetryThrottle as RetryThrottle,
+    RoundRobin as RoundRobin,
+)
 from ._pool import EndpointTarget as EndpointTarget, Pool as Pool
 from ._serve import (
     open_server as open_server,
@@ -104,10 +105,12 @@ __all__ = [
     "Handler",
     "Heartbeat",
     "HedgePolicy",
+    "Identity",
     "Interceptor",
     "InvalidArgument",
     "LeastInFlight",
     "LocalProtocolError",
+    "Origin",
     "OutlierEjection",
     "Overloaded",
     "Peer",
@@ -122,6 +125,7 @@ __all__ = [
     "PoolStatistics",
     "PoolTimeout",
     "PowerOfTwo",
+    "ProcessCredentials",
     "ProtocolError",
     "ReceiveStream",
     "Refused",

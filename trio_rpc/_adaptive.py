@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 
-from ._config import AdaptiveLimit
+from ._policies import AdaptiveLimit
 
 __all__ = ["Gradient2"]
 

@@ -1,4 +1,4 @@
-"""Addresses: their text, how to dial them, how to listen on them.
+"""Addresses: their text, and how to dial them.
 
 `tcp://host:port`, `tls://host:port`, `unix:///path`, `unix:@abstract`. Without a host it is for listening; a wildcard
 means this machine to who dials it.
@@ -6,7 +6,6 @@ means this machine to who dials it.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import ipaddress
@@ -14,21 +13,17 @@ import os
 import re
 import socket
 import ssl
-import stat
-from collections.abc import Sequence
 
 import attrs
 import trio
-from trio.lowlevel import notify_closing, wait_readable, wait_writable
+from trio.lowlevel import wait_writable
 
 from ._errors import ConnectError
-from ._sockets import SocketStream
-from ._tls import is_final, start_tls, why
+from ._sockets import SocketStream, own
+from ._text import shown
+from ._tls import ContextSource, check_side, context_from, is_final, start_tls, why
 
-__all__ = ["Address", "SocketListener", "dial", "is_host", "listen", "peer_name"]
-
-BACKLOG = 4096
-"""The kernel clips it to somaxconn."""
+__all__ = ["Address", "dial", "is_host", "is_loopback", "peer_name"]
 
 
 @attrs.frozen
@@ -79,15 +74,22 @@ class Address:
         """True if only this machine can reach it."""
         if self.scheme == "unix" or self.host == "localhost":
             return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host)
 
     @property
     def unix_path(self) -> str:
         """What the kernel calls it: abstract names begin with a NUL."""
         return "\0" + self.path[1:] if self.path.startswith("@") else self.path
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address in numbers is this machine's own, and reached from nowhere else; False for a name."""
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return (mapped or ip).is_loopback
 
 
 def is_host(text: str) -> bool:
@@ -123,7 +125,7 @@ def _socket_path(text: str, path: str) -> str:
     return path
 
 
-async def dial(address: Address, ssl_context: ssl.SSLContext | None, hostname: str | None = None) -> trio.abc.Stream:
+async def dial(address: Address, ssl_context: ContextSource | None, hostname: str | None = None) -> trio.abc.Stream:
     """Open a transport: name, TCP and TLS. Raises ConnectError. The caller bounds the time.
 
     A name that stands for several addresses is tried by happy eyeballs (RFC 6555, as Trio does it): the next address
@@ -133,11 +135,17 @@ async def dial(address: Address, ssl_context: ssl.SSLContext | None, hostname: s
     """
     if address.scheme == "tls" and ssl_context is None:
         ssl_context = ssl.create_default_context()
+    context = None if ssl_context is None else context_from(ssl_context)
+    if context is not None:
+        try:
+            check_side(context, server_side=False)
+        except TypeError as exc:  # The next one will be no other.
+            raise ConnectError(f"cannot connect to {address}: {exc}", peer=str(address), permanent=True) from exc
     try:
         stream = await _connect(address)
     except OSError as exc:
         raise ConnectError(f"cannot connect to {address}: {_reason(exc)}", peer=str(address)) from exc
-    return stream if ssl_context is None else await _secure(stream, address, ssl_context, hostname)
+    return stream if context is None else await _secure(stream, address, context, hostname)
 
 
 async def _connect(address: Address) -> SocketStream:
@@ -152,7 +160,7 @@ async def _connect(address: Address) -> SocketStream:
         return await _connect_at_once(family, address)
     else:
         sock = (await trio.open_tcp_stream(address.host, address.port)).socket
-    return SocketStream(_own(sock))
+    return SocketStream(own(sock))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -201,12 +209,6 @@ async def _secure(
         raise
 
 
-def _own(sock: trio.socket.SocketType) -> socket.socket:
-    """Take a socket out of Trio's wrapper, to read and write it ourselves."""
-    family, kind, proto = sock.family, sock.type, sock.proto
-    return socket.socket(family, kind, proto, fileno=sock.detach())
-
-
 def _reason(exc: BaseException) -> str:
     """The operating system's own words, out of the group that happy eyeballs makes."""
     cause = exc.__cause__
@@ -218,85 +220,6 @@ def _words(error: BaseException) -> str:
     """Without number and address: the message has these already."""
     number = error.errno if isinstance(error, OSError) else None
     return os.strerror(number) if number is not None and number > 0 else getattr(error, "strerror", None) or str(error)
-
-
-class SocketListener(trio.abc.Listener[SocketStream]):
-    """A listening socket of our own, so that accepted connections are read and written directly."""
-
-    def __init__(self, sock: socket.socket, address: Address) -> None:
-        sock.setblocking(False)
-        self.socket = sock
-        self.address = address
-
-    async def accept(self) -> SocketStream:
-        """Wait for the next connection. Raises OSError as the system call does, ClosedResourceError once closed."""
-        while True:
-            if self.socket.fileno() == -1:
-                raise trio.ClosedResourceError("this listener was closed")
-            await wait_readable(self.socket)  # At once if more are waiting; a try before would mostly be in vain.
-            with contextlib.suppress(BlockingIOError):
-                sock, _ = self.socket.accept()
-                return SocketStream(sock)
-
-    async def aclose(self) -> None:
-        """Stop listening; a UNIX socket's file is removed."""
-        self.close()
-        await trio.lowlevel.checkpoint()
-
-    def close(self) -> None:
-        """Close without a checkpoint."""
-        if self.socket.fileno() == -1:
-            return
-        if self.address.scheme == "unix" and not self.address.path.startswith("@"):
-            with contextlib.suppress(OSError):
-                os.unlink(self.address.path)  # First: once closed, a successor may put its own file there.
-        notify_closing(self.socket)
-        self.socket.close()
-
-
-async def listen(address: Address) -> Sequence[SocketListener]:
-    """Open the listening sockets of one address. Raises OSError that names the address."""
-    try:
-        if address.scheme == "unix":
-            return [_listen_unix(address)]
-        listeners = await trio.open_tcp_listeners(address.port, host=address.host or None, backlog=BACKLOG)
-    except OSError as exc:
-        text = f"cannot listen on {address}: {exc.strerror or exc}"
-        raise (OSError(text) if exc.errno is None else OSError(exc.errno, text)) from exc
-    return [_own_listener(address, listener) for listener in listeners]
-
-
-def _own_listener(address: Address, listener: trio.SocketListener) -> SocketListener:
-    sock = _own(listener.socket)
-    host, port = sock.getsockname()[:2]
-    if address.scheme == "tls" and address.host:
-        host = address.host  # A certificate is checked against the name.
-    return SocketListener(sock, attrs.evolve(address, host=host, port=port))
-
-
-def _listen_unix(address: Address) -> SocketListener:
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if not address.path.startswith("@"):
-            _remove_stale(address.path)
-        sock.bind(address.unix_path)
-        if not address.path.startswith("@"):
-            os.chmod(address.path, 0o600)  # Only this user: on one machine that is the authentication.
-        sock.listen(BACKLOG)
-    except BaseException:
-        sock.close()
-        raise
-    return SocketListener(sock, address)
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a socket file that a killed server left behind; a living server's, or any other file, stays."""
-    with contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            raise FileExistsError(errno.EEXIST, "a file that is no socket is in its place")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            if probe.connect_ex(path) != 0:
-                os.unlink(path)
 
 
 def peer_name(stream: trio.abc.Stream) -> str:
@@ -312,7 +235,8 @@ def peer_name(stream: trio.abc.Stream) -> str:
         return "a closed socket"
     if isinstance(name, tuple):
         return str(Address(scheme, name[0], name[1]))
-    return f"unix:{_text(name) or '(unnamed)'}"
+    path = _text(name)  # Chosen by whom it names, as a client may bind its socket to any.
+    return f"unix:{path if path.isprintable() else shown(path)}" if path else "unix:(unnamed)"
 
 
 def _text(name: str | bytes) -> str:

@@ -18,7 +18,8 @@ from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 
 from ._adaptive import Gradient2
-from ._config import AdaptiveLimit, ServerLimits
+from ._config import ServerLimits
+from ._policies import AdaptiveLimit
 from ._statistics import AdmissionCounters
 
 __all__ = ["Admission", "Place", "party_of"]
@@ -183,14 +184,13 @@ def _lower(counts: dict[Any, int], key: Hashable) -> None:
         counts[key] = left
 
 
-def party_of(principal: Any, address: str) -> Hashable:
-    """Whom a connection's calls are counted for: its principal, or without one the host that it comes from.
+def party_of(principal: Any, host: str) -> Hashable:
+    """Whom a connection and its calls are counted for: its principal, or without one the host that it comes from.
 
     Principals are the same if they are equal; those that cannot be hashed, if they look the same.
     """
     if principal is None:
-        host, colon, port = address.rpartition(":")
-        return host if colon and port.isdecimal() else address
+        return ("a host", host)  # No principal of that name.
     try:
         hash(principal)
     except TypeError:

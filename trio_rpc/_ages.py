@@ -1,4 +1,4 @@
-"""How old, and how idle, a server lets a connection become; and how it parts with one.
+"""How old, and how idle, a server lets a connection become.
 
 A connection that lasts for ever keeps its client at one server for ever: servers that are added later get nothing. So
 a server may bound the age of connections, and drain each in its time. The ages differ by up to a tenth, as the
@@ -7,7 +7,6 @@ connections that were lost together by a restart have all begun together.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import trio
@@ -16,7 +15,7 @@ from ._config import ServerLimits
 from ._connection import Connection
 from ._timer import Moment
 
-__all__ = ["MAX_AGE", "MAX_IDLE", "Ages", "see_off"]
+__all__ = ["MAX_AGE", "MAX_IDLE", "Ages"]
 
 MAX_AGE = "this connection has reached its max_age"
 MAX_IDLE = "this connection was without a call for max_idle"
@@ -78,19 +77,3 @@ class Ages:
             self._end(MAX_IDLE)
         else:
             self._look_when_due(self._max_idle)
-
-
-async def see_off(connection: Connection, reason: str, grace: float | None) -> None:
-    """Drain one connection and close it: what was accepted is finished, or is cancelled after `grace` seconds.
-
-    The peer closes first, as a drained peer does, unless it takes longer than `close_timeout`.
-    """
-    connection.drain(reason)
-    with trio.move_on_after(math.inf if grace is None else grace):
-        await connection.wait_quiet()
-    connection.stop_serving(reason)
-    with trio.move_on_after(connection.limits.cancel_wait):
-        await connection.wait_quiet()
-    with trio.move_on_after(connection.limits.close_timeout):
-        await connection.wait_closed()
-    connection.finish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ._config import Backoff
+from ._policies import Backoff
 
 __all__ = ["delay_before"]
 

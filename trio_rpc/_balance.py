@@ -13,8 +13,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from ._config import Balance, LeastInFlight, PowerOfTwo, RoundRobin
 from ._placement import NamedPlace
+from ._policies import Balance, LeastInFlight, PowerOfTwo, RoundRobin
 
 __all__ = ["Candidate", "Load", "Policy", "load_for", "policy_of", "ramp"]
 

@@ -12,11 +12,11 @@ import trio
 from ._balance import Policy, policy_of
 from ._breaker import Breaker, Circuit
 from ._calls import Outgoing
-from ._config import Balance, OutlierEjection
 from ._connection import Connection
 from ._ejection import Ejector, Tally, panics
 from ._outcomes import counts_against, ran_late
 from ._placement import Route
+from ._policies import Balance, OutlierEjection
 from ._rendezvous import Rendezvous
 from ._statistics import Connectivity, EndpointStatistics, EventKind
 from ._timer import Moment, Timer

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable
 
 from ._backoff import delay_before
-from ._config import CircuitBreaker
+from ._policies import CircuitBreaker
 
 __all__ = ["Breaker", "Circuit"]
 

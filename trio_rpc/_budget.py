@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from ._config import RetryBudget, RetryThrottle
+from ._policies import RetryBudget, RetryThrottle
 
 __all__ = ["Budget", "Deposits", "Throttle"]
 

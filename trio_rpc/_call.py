@@ -24,9 +24,9 @@ class Call:
 
     method: str
     """The wire name, like `Inventory.stock`."""
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    metadata: dict[str, str | bytes]
+    args: tuple[Any, ...] = attrs.field(repr=False)
+    kwargs: dict[str, Any] = attrs.field(repr=False)
+    metadata: dict[str, str | bytes] = attrs.field(repr=False)
     """What travels with the request. On the calling side, what is put in here is sent."""
 
 
@@ -34,7 +34,7 @@ class Call:
 class Reply:
     """What came of a call."""
 
-    value: Any
+    value: Any = attrs.field(repr=False)
     """The result; an open stream, or None for a stream that has ended."""
 
 
@@ -53,6 +53,6 @@ async def _through(interceptor: Interceptor, call_next: Handler, call: Call) -> 
     reply = await interceptor(call, call_next)
     if not isinstance(reply, Reply):
         raise TypeError(
-            f"interceptor {interceptor!r} returned {reply!r:.80}: return the Reply that call_next gave, or another one"
+            f"interceptor {interceptor!r} returned a {type(reply).__name__}: return the Reply that call_next gave, or another one"
         )
     return reply

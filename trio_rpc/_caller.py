@@ -21,7 +21,7 @@ from trio.lowlevel import checkpoint, checkpoint_if_cancelled
 from ._budget import Budget
 from ._call import Call, Interceptor, Reply, compose
 from ._calls import Outgoing
-from ._config import HedgePolicy, Limits, RetryPolicy
+from ._config import Limits
 from ._connection import Connection
 from ._context import CURRENT
 from ._contract import Shape
@@ -31,6 +31,7 @@ from ._methods import RemoteMethod, untyped
 from ._options import CallOptions
 from ._outcomes import error_of, expired_remotely, has_own_end
 from ._placement import Route
+from ._policies import HedgePolicy, RetryPolicy
 from ._scope import hidden_nursery
 from ._statistics import CallerCounters
 from ._streaming import Feeder, StreamCall
@@ -38,6 +39,7 @@ from ._timer import Timer
 from ._trial import Pause, Trial
 from ._util import locate
 from ._waiting import Attempt
+from .codecs import Bounds
 from .wire import LEAST_FRAME_SIZE, Bytes, Metadata, ResponseReceived
 
 __all__ = ["Caller"]
@@ -78,6 +80,8 @@ class Caller:
         self.pick = pick
         self.join = join
         self.codec = codec
+        self.bounds: Bounds = Bounds.of(limits)
+        """What a message of the peer's may hold."""
         self.counters: CallerCounters = CallerCounters() if counters is None else counters
         self.timer = timer
         self.stream_limits: tuple[int, int] = (limits.stream_window, limits.stream_window_items)
@@ -115,7 +119,7 @@ class Caller:
         """A method without a contract, compiled once. Raises ValueError for what is no name."""
         key = (name, shape)
         if key not in self._untyped:
-            self._untyped[key] = untyped(name, self.codec, shape)
+            self._untyped[key] = untyped(name, self.codec, self.bounds, shape)
         return self._untyped[key]
 
     # -- the call shapes: what a stub's methods are made of ----------------------------------------------------------

@@ -16,6 +16,7 @@ from functools import partial
 import trio
 
 from ._config import Limits
+from ._logs import limited
 from ._outbox import Outbox
 from ._sockets import SocketStream
 from ._watch import Watch
@@ -23,7 +24,7 @@ from .wire import Bytes
 
 __all__ = ["Carrier"]
 
-log = logging.getLogger("trio_rpc.connection")
+log = limited(logging.getLogger("trio_rpc.connection"))
 
 SLICE_SIZE = 16 * 1024
 """What a stream that is no socket is given at once: one TLS record, 2 s on a link of 8 KiB/s."""
@@ -39,6 +40,7 @@ class Carrier:
         "_lose",
         "_nursery",
         "_outbox",
+        "_socket",
         "_stream",
         "_watch",
         "goodbye",
@@ -67,6 +69,8 @@ class Carrier:
         self._lose = lose
         self._nursery = None
         self._closed = False
+        transport = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+        self._socket = watch.socket = transport if isinstance(transport, SocketStream) else None
 
     @property
     def is_socket(self) -> bool:
@@ -84,12 +88,8 @@ class Carrier:
         self._outbox.begin(self._start_writer, flush=flush)
 
     def is_clogged(self) -> bool:
-        """The peer does not take what it has asked for; begin no more for it meanwhile, but go on reading.
-
-        The largest message is not counted: however long it is under way, small calls pass it.
-        """
-        queued, most = self._outbox.queued_bytes, self._limits.max_queued_bytes
-        return queued > most and queued - self._outbox.largest > most
+        """The peer does not take what it has asked for; begin no more for it meanwhile, but go on reading."""
+        return self._outbox.is_beyond(self._limits.max_queued_bytes)
 
     def _start_writer(self) -> None:
         """In a clean context, and not in that of whoever happened to write first."""
@@ -107,6 +107,9 @@ class Carrier:
             await trio.sleep(self._limits.close_timeout)
             self._lose("the connection broke while sending", exc)
             return
+        except Exception as exc:  # A stream of the program's own may fail in any way. `Contained` will log it.
+            self._lose("the stream failed while sending", exc)
+            raise
         if self._closed:
             return
         try:
@@ -130,6 +133,15 @@ class Carrier:
         assert isinstance(self._stream, SocketStream)
         self._watch.writing()
         await self._stream.send_buffers(buffers)
+
+    def abandon(self) -> None:
+        """The peer is given up: let the transport's end be a reset.
+
+        An orderly end would wait in the kernel, behind bytes that nobody takes. It would keep their memory for minutes,
+        and a peer who only cannot be heard would not learn of it.
+        """
+        if self._socket is not None:
+            self._socket.abandon()
 
     def close(self) -> bool:
         """The connection has ended: close a socket. True if that is enough to end its task, as there is no other.

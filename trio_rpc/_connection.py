@@ -13,8 +13,8 @@ a handler, a consumer or another call:
 A connection is symmetric. Who dialled decides the parity of ids and nothing else.
 
 Here is the way of a call, and the tables of both sides. What a call need not know has its own place: the stream that
-carries the frames (`_carrier`), items and credit (`_flows`), saying no (`_refusals`), pings (`_watch`), and how a
-connection comes to its end in peace (`_farewell`).
+carries the frames (`_carrier`), items and credit (`_flows`), saying no (`_refusals`), what a bad peer may do (`_faults`),
+pings (`_watch`), and how a connection comes to its end in peace (`_leaving`, `_farewell`).
 """
 
 from __future__ import annotations
@@ -30,17 +30,21 @@ import trio
 from ._admission import Admission, Place
 from ._calls import Outgoing
 from ._carrier import Carrier
+from ._conduct import Conduct, stalled
 from ._config import Heartbeat, Limits
 from ._context import CallContext
 from ._crew import RUN_CALLS, Crew
 from ._errors import Code, ConnectionLost, EncodeError, PeerUnresponsive, RemoteProtocolError, RpcError
-from ._farewell import Farewell
+from ._faults import AT_FAULT, Faults
 from ._flows import Flows
 from ._incoming import Incoming, Served
+from ._leaving import GOING_AWAY, Leaving
+from ._logs import limited
 from ._outbox import FULL, Outbox
 from ._refusals import Refusals, excessive, is_full, unknown
 from ._statistics import ConnectionCounters
 from ._streams import ReceiveStream
+from ._text import shown
 from ._timer import Timer
 from ._util import locate
 from ._watch import Watch
@@ -62,14 +66,21 @@ from .wire import (
     Protocol,
     RequestReceived,
     ResponseReceived,
+    Role,
+    TooMuchReceived,
 )
 
 __all__ = ["Connection"]
 
-log = logging.getLogger("trio_rpc.connection")
+log = limited(logging.getLogger("trio_rpc.connection"))
+
+MANY = 256
+"""Events that are acted on without a turn for other tasks. 64 KiB can hold 6,500."""
+MOST_GOAWAYS = 2
+"""That is what a drain needs."""
 
 
-class Connection:
+class Connection(Leaving):
     """One stream to one peer, after the HELLOs. Owned by a pool, a server, or `open_connection`."""
 
     __slots__ = (
@@ -80,15 +91,15 @@ class Connection:
         "_crowd",
         "_early",
         "_excess",
-        "_farewell",
         "_freed",
-        "_last_accepted",
+        "_goaways",
         "_max_deadline",
         "_methods",
         "_now",
         "_peer",
         "_refusals",
         "_scope",
+        "_turn_began",
         "_watch",
         "address",
         "base_context",
@@ -96,10 +107,11 @@ class Connection:
         "calls",
         "cause",
         "closed",
+        "conduct",
         "counters",
-        "draining",
+        "expires_at",
+        "faults",
         "flows",
-        "going_away",
         "limits",
         "make_peer",
         "max_calls",
@@ -111,7 +123,7 @@ class Connection:
         "protocol",
         "remote",
         "room_watchers",
-        "saying_goodbye",
+        "screen",
         "serving",
         "stream",
         "timer",
@@ -121,23 +133,32 @@ class Connection:
     # Made when they are needed, as most connections are idle for most of the time.
     _crew: Crew | None
     _scope: trio.CancelScope | None
-    _farewell: Farewell | None
     _refusals: Refusals | None
     _early: list[Event] | None
-    """Events that came right behind the HELLO."""
+    """Events that came right behind the HELLO, or that are left of many that came together."""
     begun: Callable[[Connection, float], object] | None
     """Told of each call of ours as it takes its place."""
     observe: Callable[[Outgoing], object] | None
     """Told of each call of ours as it leaves its place: it has ended, or was taken back unsent."""
     make_peer: Callable[[Connection], Any] | None
     """Makes what handlers see as their caller, when one asks for it."""
+    conduct: Conduct | None
+    """What looks after handlers that do not end, or hold up the loop."""
     principal: Any
     """Who the peer has shown to be."""
     party: Hashable
     """Whom the peer's calls are counted for, where a limit is each caller's own."""
+    expires_at: float | None
+    """When the principal ceases to hold, if ever."""
+    screen: Callable[[Connection, str], tuple[Code, str] | None] | None
+    """Why the peer may not even know whether there is such a method; None if it may."""
     _peer: Any
+    opened_at: float
+    used_at: float
     _now: float
     """When the bytes arrived that are being acted on."""
+    _turn_began: float
+    """When this turn of many events that came together began; later than `_now` while there are several."""
     _freed: int
     """Calls of ours that left their places since `_tell_room`, which is due once for all that arrived together."""
     _crowd: int
@@ -165,21 +186,24 @@ class Connection:
         self.stream: trio.abc.Stream = stream
         self.protocol: Protocol = protocol
         protocol.is_open = self._is_open
+        protocol.max_receiving = limits.receiving_room
         self.limits: Limits = limits
         self.timer: Timer = timer
         self.base_context: Context = base_context
         self.counters: ConnectionCounters = counters
         self.address: str = address
-        self.outbox: Outbox = Outbox()
-        self.outbox.deadline_of = self._deadline_of
-        self.make_peer = self.principal = self.party = self._peer = None
+        self.outbox: Outbox = Outbox(self._deadline_of)
+        self.make_peer = self.conduct = self.principal = self.party = self.expires_at = self.screen = self._peer = None
         self.calls: dict[int, Outgoing] = {}
         self.serving: dict[int, Incoming] = {}
-        self.flows: Flows = Flows(self.calls, self.serving, self.outbox, protocol, counters)
+        self.faults: Faults = Faults(limits, protocol, self._reject)
+        """What the peer does that breaks no rule, and that no honest peer does."""
+        protocol.on_late = self.faults.charge_late_chunk
+        self.flows: Flows = Flows(
+            self.calls, self.serving, self.outbox, protocol, counters, limits.max_queued_bytes, self.faults
+        )
         """The streams of both."""
-        now = self._now = trio.current_time()
-        self.opened_at: float = now
-        self.used_at: float = now
+        self._now = self._turn_began = self.opened_at = self.used_at = trio.current_time()
         self.closed: bool = False
         self.cause: RpcError | None = None
         """Why the connection ended, once it has."""
@@ -192,16 +216,14 @@ class Connection:
         self.room_watchers: list[Callable[[Connection], object]] = []
         """Told when a call of ours has left its place, and at the end."""
         self.begun = self.observe = None
-        self._watch = Watch(
-            self.outbox, protocol, timer, heartbeat, write_timeout=limits.write_timeout, evict=self.evict
-        )
+        self._watch = Watch(self.outbox, protocol, timer, heartbeat, limits=limits, evict=self.evict)
         self._methods = methods
         self._max_deadline = max_deadline
         self._admission = admission if admission is not None else Admission()
         self._carrier = Carrier(stream, self.outbox, self._watch, limits=limits, address=address, lose=self._lose_by)
         self._crew = self._scope = self._early = self._farewell = self._refusals = None
-        self._excess = self._freed = self._crowd = 0
-        self._last_accepted = MAX_ID
+        self._excess = self._freed = self._crowd = self._goaways = 0
+        self._last_accepted, self._no_more = MAX_ID, GOING_AWAY
 
     def __repr__(self) -> str:
         state = (
@@ -217,29 +239,9 @@ class Connection:
         return self._peer
 
     @property
-    def in_flight(self) -> int:
-        """Calls of ours that have not ended, orphans included."""
-        return len(self.calls)
-
-    @property
-    def busy(self) -> bool:
-        """True while any call is under way, in either direction."""
-        return bool(self.calls) or self.busy_serving
-
-    @property
-    def busy_serving(self) -> bool:
-        """True while a call of the peer's runs here, or its request is still arriving in chunks."""
-        return bool(self.serving or self.protocol.receiving_requests)
-
-    @property
     def heard_at(self) -> float:
         """When the peer last gave a sign of life."""
         return self._watch.heard_at
-
-    @property
-    def usable(self) -> bool:
-        """True while new calls of ours may begin here."""
-        return not self.going_away and not self.closed
 
     @property
     def free(self) -> int:
@@ -253,6 +255,7 @@ class Connection:
         assert self.protocol.remote is not None
         self.remote = self.protocol.remote
         self.max_calls = min(self.limits.max_in_flight, self.remote.max_in_flight)
+        self.outbox.most_at_once = self.remote.max_receiving_bytes // 2  # The other half is for first frames.
         self._early = early or None
         self._now = self._watch.heard()
 
@@ -277,6 +280,7 @@ class Connection:
             if self._methods:
                 self._crew = self._make_crew(nursery)
                 self.outbox.on_progress = self._crew.resume
+                self._watch.is_busy = self._crew.is_busy
             self._watch.start()
             if carrier.is_socket:
                 carrier.begin(nursery, on_open, flush=self._early is None)
@@ -307,7 +311,9 @@ class Connection:
             # A handler may have taken long since then: what a call of ours says of its deadline needs the time.
             flush=lambda: self.outbox.flush(None if self.calls else self._now),
             keep_deadline=is_socket,
-            now=lambda: self._now,
+            now=lambda: max(self._now, self._turn_began),
+            stall_after=math.inf if self.conduct is None else self.conduct.stall_after,
+            stalled=stalled,
             run_calls=RUN_CALLS if is_socket else FULL,  # Elsewhere only the writer's turn sends a full batch.
         )
 
@@ -317,6 +323,7 @@ class Connection:
             return
         self.closed = True
         self.cause = cause
+        self._last_accepted = 0  # A request may be arriving in this very moment: begun, nobody would end it any more.
         self._watch.stop()
         if self._farewell is not None:
             self._farewell.stop()
@@ -333,7 +340,9 @@ class Connection:
                 self.observe(call)
         for serving in self.serving.values():
             serving.ended = True
-            if not serving.started:
+            if serving.started:
+                serving.watch_end()
+            else:
                 serving.cut_off()
         self.serving.clear()
         self.outbox.close()
@@ -343,10 +352,14 @@ class Connection:
         for watcher in self.room_watchers:
             watcher(self)
 
-    def evict(self, text: str) -> None:
-        """Give the peer up: it is unresponsive."""
+    def evict(self, text: str, *, tell: bool = False) -> None:
+        """Give the peer up: it is unresponsive. `tell` it why, if there is hope that it hears."""
         self.counters.evicted += 1
         log.warning("evicting %s: %s", self.address, text)
+        if tell:
+            self._leave_word(text)
+        else:
+            self._carrier.abandon()
         self.lose(PeerUnresponsive(f"the peer is unresponsive: {text}", peer=self.address))
 
     def finish(self) -> None:
@@ -363,54 +376,10 @@ class Connection:
             self._scope.deadline = trio.current_time() + self.limits.close_timeout
             self.outbox.finish()
 
-    async def wait_quiet(self) -> None:
-        """Wait until no call is under way in either direction, apart from orphans, or the connection has ended.
-
-        While it drains, more may come until the second GOAWAY has been sent.
-        """
-        farewell = self._part()
-        await farewell.wait_until(
-            lambda: (
-                self.closed
-                or not (farewell.settling or self.busy_serving or any(not call.orphan for call in self.calls.values()))
-            )
-        )
-
-    async def wait_closed(self) -> None:
-        """Wait until the connection has ended."""
-        await self._part().wait_until(lambda: self.closed)
-
     def retire(self) -> None:
         """Begin no further calls here; those in flight go on."""
         self.going_away = True
         self._tell_room()
-
-    @trio.lowlevel.enable_ki_protection
-    def drain(self, text: str = "draining", code: Code = Code.UNAVAILABLE) -> None:
-        """Have the peer open no further calls, and lose none that it has opened. What was accepted goes on."""
-        if not (self.draining or self.closed):
-            self.draining = True
-            self._part().drain(text, code)
-
-    def _part(self) -> Farewell:
-        if self._farewell is None:
-            self._farewell = Farewell(self.outbox, self.protocol, self.timer, self._watch, self._on_settled)
-        return self._farewell
-
-    def _on_settled(self, last_id: int) -> None:
-        """No further requests from now on, even while that GOAWAY is in the queue: their callers take them for not run."""
-        self.draining = True
-        self._last_accepted = last_id
-
-    def stop_serving(self, reason: str) -> None:
-        """Cancel every handler of this connection; each answers its caller with RemoteCancelled.
-
-        Where this connection drains, nothing is accepted from now on, as nobody would stop it any more.
-        """
-        if self.draining and not self.closed:
-            self._part().settle(reason, Code.UNAVAILABLE)
-        for call in list(self.serving.values()):
-            call.stop(reason)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -423,24 +392,42 @@ class Connection:
     async def _read(self) -> bool:
         """Take the next bytes and act on them; False at the end. Awaited by one task at a time."""
         if self._early:
-            events, self._early = self._early, None
-            return self._handle(events)
+            return await self._read_early(self._early)
         try:
             data = await self.stream.receive_some()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             if not self.closed:
                 self._lose_by("the connection broke", exc)
             return False
+        except Exception as exc:  # A stream of the program's own may fail in any way. `Contained` will log it.
+            self._lose_by("the stream failed", exc)
+            raise
         if not data:
             self._lose_by("the peer closed the connection")
             return False
         self._now = self._watch.heard()
         self.outbox.cork(self._now)  # Who reads flushes before it reads again: `_read_on`, or the crew's leader.
         try:
-            return self._handle(self.protocol.receive_data(bytes(data)))
+            events = self.protocol.receive_data(bytes(data))
         except RemoteProtocolError as exc:
             self._reject(exc)
             return False
+        if len(events) > MANY:
+            self._early, events = events[MANY:], events[:MANY]
+            self._turn_began = math.nextafter(self._now, math.inf)
+        return self._handle(events)
+
+    async def _read_early(self, events: list[Event]) -> bool:
+        """Act on what is here already, MANY at a time, and give other tasks a turn between: they are `_early` until then."""
+        if len(events) > MANY:
+            await trio.lowlevel.checkpoint()
+            if self.closed:
+                return False
+        if len(events) > MANY or self._turn_began > self._now:
+            self._turn_began = math.nextafter(trio.current_time(), math.inf)
+        self.outbox.cork(self._now)
+        self._early = events[MANY:] or None
+        return self._handle(events[:MANY])
 
     def _handle(self, events: list[Event]) -> bool:
         try:
@@ -462,31 +449,38 @@ class Connection:
     def _reject(self, exc: RemoteProtocolError) -> None:
         """The peer broke the wire's rules: tell it once, as well as can be, and end."""
         exc.peer = self.address
-        log.warning("closing the connection to %s: %s", self.address, exc.message[:200])
-        if self.outbox.progressed_at is None:  # Else a frame is half written, and nothing can be said any more.
-            last_id = min(self.protocol.last_remote_id, self._last_accepted)  # It never rises.
-            self._carrier.goodbye = self.protocol.goaway(last_id, Code.INTERNAL, exc.message)
+        log.warning("closing the connection to %s: %s", self.address, shown(exc.message, 160))
+        self._leave_word(exc.message)
         self._lose_by(exc.message, exc)
+
+    def _leave_word(self, text: str) -> None:
+        """Why this connection ends, to be told as its last."""
+        if self.outbox.progressed_at is None:  # Else a frame is half written, and nothing can be said any more.
+            said = MAX_ID if self._farewell is None else self._farewell.last_id
+            last_id = min(self.protocol.last_remote_id, said)  # It never rises.
+            self._carrier.goodbye = self.protocol.goaway(last_id, Code.INTERNAL, text)
 
     # One method for each event. All synchronous.
 
     def _on_request(self, event: RequestReceived) -> None:
         if event.id > self._last_accepted:
-            self._refuse(event.id, Code.UNAVAILABLE, "this side is going away")
+            self._refuse_going_away(event.id)
             return
         served = self._methods.get(event.method)
         most = self.limits.max_in_flight
         if len(self.serving) >= most and is_full(most, self.serving.values(), served):
             self._excess += 1
             self.counters.refused += 1
-            self._refuse(event.id, Code.RESOURCE_EXHAUSTED, excessive(most, self._excess))
+            self._refuse(event.id, Code.RESOURCE_EXHAUSTED, excessive(self.limits, self._excess))
+            self.faults.charge("a call beyond max_in_flight")
             return
-        if served is None:
-            self._refuse(event.id, Code.UNIMPLEMENTED, unknown(event.method, self._methods))
-            return
-        if event.timeout == 0:
+        if event.timeout == 0:  # First, or who may not know of a method could tell that there is one.
             self.counters.expired += 1
             self._refuse(event.id, Code.DEADLINE_EXCEEDED, "the deadline had passed on arrival", Outcome.EXPIRED)
+            return
+        if served is None:
+            denied = None if self.screen is None else self.screen(self, event.method)
+            self._refuse(event.id, *(denied or (Code.UNIMPLEMENTED, unknown(event.method, self._methods))))
             return
         self._excess = 0
         admission = self._admission
@@ -513,15 +507,39 @@ class Connection:
     def _refuse(self, request_id: int, code: Code, text: str, outcome: Outcome = Outcome.REFUSED) -> None:
         """Answer what never became a call here."""
         if self._refusals is None:
-            self._refusals = Refusals(self.outbox, self.protocol, self.limits.max_in_flight)
+            self._refusals = Refusals(self.outbox, self.protocol, self.limits)
         self._refusals.refuse(request_id, code, text, outcome)
         if not self.busy_serving:  # It may have been the last request that was still arriving.
             self._tell_room()
+        if code in AT_FAULT:
+            self.faults.charge(text)
+
+    def _refuse_going_away(self, request_id: int) -> None:
+        """No more requests are accepted. Those that crossed the word of it are no more than may be in flight."""
+        if self.closed:
+            return
+        self._refuse(request_id, *self._no_more)
+        self._excess += 1
+        if self._excess > self.limits.max_in_flight:
+            self.faults.charge("a call beyond the last id of our GOAWAY")
+
+    def _on_too_much(self, event: TooMuchReceived) -> None:
+        if not event.request:
+            self.flows.overflow(event)
+        elif event.id > self._last_accepted:
+            self._refuse_going_away(event.id)
+        else:
+            self.counters.refused += 1
+            self._refuse(event.id, Code.RESOURCE_EXHAUSTED, event.text)
 
     def _on_terminal(self, event: ResponseReceived | ErrorReceived | EndReceived) -> None:
         call = self.calls.pop(event.id, None)
         if call is None:
             self.counters.late_replies += 1
+            if self.going_away:  # It may have crossed a GOAWAY, which has ended that call here.
+                self.faults.charge_late("a reply")
+            else:
+                self.faults.charge("a reply to a call that has ended")
             return
         if call.orphan:
             self.counters.orphans -= 1
@@ -537,36 +555,44 @@ class Connection:
         call = self.calls.get(event.id)
         if call is not None:
             if event.metadata and call.received is not None:
-                call.received.metadata.update(event.metadata)
+                call.received.add_metadata(event.metadata, self.limits.max_metadata_items)
             self._on_terminal(event)
             return
         serving = self.serving.get(event.id)
-        if serving is not None and serving.inbound is not None:
-            serving.inbound.end(trio.EndOfChannel())
+        if serving is None or serving.inbound is None or not serving.inbound.end(trio.EndOfChannel()):
+            self.faults.charge_late("an END")
 
     def _is_open(self, request_id: int) -> bool:
         return request_id in self.calls or request_id in self.serving
 
     def _on_cancel(self, event: CancelReceived) -> None:
         call = self.serving.get(event.id)
-        if call is not None:
+        if call is not None and not call.by_caller:
             call.cancel(event.wait, event.leaving)
         elif event.partial:
             self._refuse(event.id, Code.CANCELLED, "cancelled by the caller", Outcome.CANCELLED)
+        else:
+            self.faults.charge_late("a CANCEL")
 
     def _on_ping(self, event: PingReceived) -> None:
         # To a peer that drains, the answer says that no request is still to come. So it does not overtake any.
         self._watch.answer(event.data, self.remote.ping_interval, in_turn=self.going_away)
 
     def _on_pong(self, event: PongReceived) -> None:
-        self._watch.answered(event.data)
+        if not self._watch.answered(event.data):
+            self.faults.charge("a PONG that answers no PING")
 
     def _on_goaway(self, event: GoAwayReceived) -> None:
         self.going_away = True
+        self._goaways += 1
+        if self._goaways > MOST_GOAWAYS:
+            self.faults.charge("one more GOAWAY")
         for request_id in [id_ for id_ in self.calls if id_ > event.last_id]:
             refusal = ErrorReceived(request_id, Code.UNAVAILABLE, Outcome.REFUSED, False, event.message, b"", None)
             call = self.calls[request_id]
-            self.outbox.withdraw(request_id, call.ticket, streaming=call.outbound is not None)
+            taken_back = self.outbox.withdraw(request_id, call.ticket, streaming=call.outbound is not None)
+            if not taken_back and self.outbox.stop_sending(request_id):  # Else the peer would wait for what is left.
+                self.outbox.put_control(self.protocol.cancel(request_id, 0.0))
             self._on_terminal(refusal)
         self._tell_room()
 
@@ -588,6 +614,8 @@ class Connection:
         if call.inbound is not None:
             call.inbound.close()
         self.serving.pop(call.id, None)
+        if call.watched and self.conduct is not None:
+            self.conduct.ended(call)
         if call.by_caller:
             self.outbox.stop_sending(call.id)
         self.protocol.forget(call.id)
@@ -636,8 +664,18 @@ class Connection:
         else:
             call.ticket = self.outbox.put_message(request_id, frames)
         if protocol.exhausted:
-            self.retire()
+            self._run_out()
         return call
+
+    def _run_out(self) -> None:
+        """Few ids are left for calls of ours. Who dialled retires this connection, and has others.
+
+        Who was dialled has no other: it drains, so that its peer comes anew, and what is under way may still call back.
+        """
+        if self.protocol.role is Role.DIALLER:
+            self.retire()
+        else:
+            self.drain("few call ids are left")
 
     def _deadline_of(self, request_id: int) -> float:
         call = self.calls.get(request_id)
@@ -688,4 +726,5 @@ _ON: dict[type, Callable[[Connection, Any], None]] = {
     PingReceived: Connection._on_ping,
     PongReceived: Connection._on_pong,
     GoAwayReceived: Connection._on_goaway,
+    TooMuchReceived: Connection._on_too_much,
 }

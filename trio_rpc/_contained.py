@@ -6,12 +6,15 @@ So one connection cannot end the pool or the server that has it, whatever fails 
 from __future__ import annotations
 
 import logging
+import math
 
 import trio
 
-__all__ = ["Contained"]
+from ._logs import limited
 
-log = logging.getLogger("trio_rpc.connection")
+__all__ = ["Contained", "parted"]
+
+log = limited(logging.getLogger("trio_rpc.connection"))
 
 
 class Contained:
@@ -31,7 +34,7 @@ class Contained:
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> bool:
         if exc is None:
             return False
-        ours, rest = _split(exc, (KeyboardInterrupt, trio.Cancelled))
+        ours, rest = parted(exc, KeyboardInterrupt)
         if rest is not None:
             log.error("connection to %s failed inside", self._address, exc_info=rest)
         if ours is None or ours is exc:
@@ -39,9 +42,14 @@ class Contained:
         raise ours from None
 
 
-def _split(
-    exc: BaseException, kinds: tuple[type[BaseException], ...]
-) -> tuple[BaseException | None, BaseException | None]:
+def parted(exc: BaseException, *kinds: type[BaseException]) -> tuple[BaseException | None, BaseException | None]:
+    """What a scope around this place has caused by its cancellation, and what else failed; `kinds` go with the former.
+
+    A Cancelled that none of them has caused is a failure: an old one that a cache has kept and raised again, for one.
+    Let go on, it would end whatever is around it.
+    """
+    if trio.current_effective_deadline() == -math.inf:
+        kinds = (*kinds, trio.Cancelled)
     if isinstance(exc, BaseExceptionGroup):
-        return exc.split(kinds)
+        return exc.split(kinds) if kinds else (None, exc)
     return (exc, None) if isinstance(exc, kinds) else (None, exc)

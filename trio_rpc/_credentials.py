@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
-from ._errors import ConnectError
+from ._errors import ConnectError, RpcError
+from ._text import described
 from .wire import Hello
 
 __all__ = ["Credentials", "checked", "resolve"]
@@ -17,9 +18,14 @@ Credentials: TypeAlias = Mapping[str, Any] | str | Callable[[], Any] | None
 async def resolve(credentials: Credentials) -> Mapping[str, Any] | None:
     """A token, a mapping, or a function of either kind (for rotation: asked at each dial)."""
     if callable(credentials):
-        credentials = credentials()
-        if isinstance(credentials, Awaitable):
-            credentials = await credentials
+        try:
+            credentials = credentials()
+            if isinstance(credentials, Awaitable):
+                credentials = await credentials
+        except RpcError:
+            raise
+        except Exception as exc:
+            raise ConnectError(f"the function given as credentials failed: {described(exc)}") from exc
     try:
         return _fields(credentials)
     except TypeError as exc:

@@ -28,6 +28,7 @@ The rest of the library does not know which of these happened. The rules, each h
 
 from __future__ import annotations
 
+import itertools
 import math
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -46,6 +47,8 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
+from ._contained import parted
+
 __all__ = ["RUN_CALLS", "Crew", "Estimate", "Job", "holds"]
 
 RUN_CALLS = 64
@@ -54,6 +57,10 @@ SURE = 0.99
 """An estimate that need not be made any surer: to note each call costs more than it tells."""
 MAX_PARKED = 64
 """Members kept parked; a further one ends instead, so that a burst does not hold its tasks for ever."""
+
+
+_stopped: Callable[[], float] = itertools.repeat(0.0).__next__
+"""The clock by which no step takes long."""
 
 
 class Estimate:
@@ -77,6 +84,7 @@ class Estimate:
 class Job(Protocol):
     """One call to be run. The crew drives it; what it means is the dispatch's business."""
 
+    method: str
     deadline: float
     """Absolute; `inf` for none."""
     estimate: Estimate
@@ -110,21 +118,11 @@ def _throw(coro: Coroutine[Any, Any, Any], exc: BaseException) -> Any:
     return coro.throw(exc)
 
 
-@types.coroutine
-def _resume(context: Context, coro: Coroutine[Any, Any, Any], trap: Any) -> Generator[Any, Any, Any]:
-    """Go on with a coroutine that has suspended with `trap`, each step in `context`."""
-    step: Callable[..., Any]
-    value: Any
-    while True:
-        try:
-            value = yield trap
-            step = _send
-        except BaseException as exc:  # Handed on, not handled: rule 9.
-            step, value = _throw, exc
-        try:
-            trap = context.run(step, coro, value)
-        except StopIteration as stop:
-            return stop.value
+async def _give_way() -> float:
+    """Let all other tasks have a turn; returns the time that it is then."""
+    await checkpoint()
+    await checkpoint()  # Twice: Trio runs the tasks of a tick in any order, and the writer shall have had its turn.
+    return trio.current_time()
 
 
 class _Member:
@@ -146,9 +144,12 @@ class Crew:
     `flush()` is told when what was answered so far should be written.
     `keep_deadline`: cancelling `read` while it waits loses nothing (rule 1). `run_calls`: see rule 6.
     `now()`: when the last `read` ended, or later.
+    `stalled(method, seconds)` is told of a step that took `stall_after` seconds or longer. That costs a reading of the
+    clock for each run of eager calls, and two for each step of another one; `inf` costs none.
     """
 
     __slots__ = (
+        "_clock",
         "_flush",
         "_held",
         "_keep_deadline",
@@ -159,6 +160,8 @@ class Crew:
         "_parked",
         "_read",
         "_run_calls",
+        "_stall_after",
+        "_stalled",
         "backlog",
     )
 
@@ -172,6 +175,8 @@ class Crew:
         keep_deadline: bool = False,
         run_calls: int = RUN_CALLS,
         now: Callable[[], float] = trio.current_time,
+        stall_after: float = math.inf,
+        stalled: Callable[[str, float], object] = lambda _method, _seconds: None,
     ) -> None:
         self.backlog: list[Job] = []  # A deque is no faster at these lengths, and takes 600 bytes when it is empty.
         self._held = held
@@ -179,6 +184,9 @@ class Crew:
         self._keep_deadline = keep_deadline
         self._run_calls = run_calls
         self._now = now
+        self._stall_after = stall_after
+        self._clock = _stopped if stall_after == math.inf else trio.lowlevel.current_clock().current_time
+        self._stalled = stalled
         self._left_waiting = False
         """The leader reads on, and there are calls in the backlog that `held` has kept from being begun."""
         self._nursery = nursery
@@ -198,11 +206,19 @@ class Crew:
     def _start_leader(self) -> None:
         self._nursery.start_soon(self._run_member, _Member(None), name="trio_rpc connection reader")
 
+    def is_busy(self) -> bool:
+        """True while there is something to begin before the leader reads on."""
+        return bool(self.backlog) and not self._left_waiting
+
     def resume(self) -> None:
-        """`held` may have become false: begin what has waited, beside the leader, which is reading."""
+        """`held` may have become false: begin the first that has waited, beside the leader, which is reading.
+
+        One alone, as what it answers at once may be all that there was room for. When it has done so, or has suspended,
+        its member resumes with the next.
+        """
         if not self._left_waiting:  # A leader that only let the writer have its turn goes on by itself.
             return
-        while self.backlog and not self._held():
+        if self.backlog and not self._held():
             self._assign(self.backlog.pop(0))
         self._left_waiting = bool(self.backlog)
 
@@ -234,51 +250,68 @@ class Crew:
         except BaseException as exc:
             if me.job is None:
                 raise  # The reader itself failed, or the connection is ending.
-            if holds(exc, trio.Cancelled):
-                me.job.cut_off()
-                raise
-            failure = exc
+            ending, failure = parted(exc)
+            if ending is not None:
+                try:
+                    if failure is None:
+                        me.job.cut_off()
+                    else:
+                        me.job.fail(failure)
+                    raise exc if failure is None or holds(exc, KeyboardInterrupt) else ending from None
+                finally:
+                    del ending, failure  # Each would hold its own traceback: work for the garbage collector.
         job, me.job = me.job, None
-        if job is None:
-            return
-        job.scope = None
-        if failure is not None:
-            job.fail(failure)
-            if holds(failure, KeyboardInterrupt):
-                raise failure  # A real Ctrl-C that landed in this task: the program's, and not the caller's.
-        elif with_value:
-            job.succeed(value)
-        else:
-            job.cancelled()
+        if job is not None:
+            job.scope = None
+            if failure is not None:
+                job.fail(failure)
+                if holds(failure, KeyboardInterrupt):
+                    raise failure  # A real Ctrl-C that landed in this task: the program's, and not the caller's.
+            elif with_value:
+                job.succeed(value)
+            else:
+                job.cancelled()
+        if self._left_waiting:
+            self.resume()
 
     async def _work(self, me: _Member, job: Job, scope: trio.CancelScope) -> Any:
         """Run the job that this member was given."""
+        if self._held():  # Many were given out at once, and those before this one have taken all the room.
+            self.backlog.insert(0, job)
+            self._left_waiting, me.job = True, None
+            return None
         job.scope = scope
         coro = job.begin()
         if coro is None:
             me.job = None
             return None
+        began = self._clock()
         try:
             trap = job.context.run(_send, coro, None)
         except StopIteration as stop:
             job.estimate.note(False)
             return stop.value
+        finally:
+            if self._clock() - began >= self._stall_after:
+                self._tell(job, began)
         if job.estimate.share < SURE:
             job.estimate.note(True)
-        return await _resume(job.context, coro, trap)
+        if self._left_waiting:
+            self.resume()
+        return await self._resume(job, coro, trap)
 
     async def _lead(self, me: _Member, scope: trio.CancelScope) -> Any:
         """Read, and run what is eager, until one of those calls suspends or the scope must be renewed."""
-        job: Job | None
-        coro: Coroutine[Any, Any, Any] | None
-        backlog, held = self.backlog, self._held
-        deadline = math.inf
+        job: Job | None = None
+        backlog, held, clock, stall_after = self.backlog, self._held, self._clock, self._stall_after
+        deadline, began = math.inf, clock()
         while True:
-            count, run_until = 0, math.inf
+            count, run_until = 0, -math.inf
             while backlog and not held():
                 job = backlog.pop(0)
                 if not job.estimate.run_eagerly:
                     self._assign(job)
+                    job = None
                     continue
                 job.scope = scope
                 if deadline != job.deadline:  # Setting it costs as much as a small call's decoding.
@@ -300,32 +333,56 @@ class Crew:
                         me.job = job  # Not handled here: rule 11. `_stay` reports it, outside the scope.
                         raise
                     else:
-                        me.job, me.leads = job, False
-                        self._promote()
-                        job.estimate.note(True)
-                        return await _resume(job.context, coro, trap)
+                        self._promote(me, job, began)
+                        return await self._resume(job, coro, trap)
                 count += 1
                 if not backlog or scope.cancel_called:
                     break
-                if count == 1:
-                    run_until = trio.current_time() + RUN_SECONDS
-                elif count >= self._run_calls or trio.current_time() >= run_until:
+                now = trio.current_time()
+                if count == 1 and now - began < stall_after:
+                    run_until = now + RUN_SECONDS
+                elif count >= self._run_calls or now >= run_until:
                     break
+            if job is not None and clock() - began >= stall_after:
+                self._tell(job, began)  # An earlier one that had taken so long would have been the last.
             if deadline != math.inf and not self._keep_deadline:
                 scope.deadline = deadline = math.inf
             self._flush()
             if count and scope.cancel_called:
                 return None
             if backlog and not held():
-                # Twice: Trio runs the tasks of a tick in any order, and the writer shall have had its turn.
-                await checkpoint()
-                await checkpoint()
+                began = await _give_way()
                 continue
             self._left_waiting = bool(backlog)
             job = coro = trap = None  # An idle connection keeps nothing of its last call.
             self._over = not await self._read()
-            if self._over or deadline <= self._now():
+            began = self._now()
+            if self._over or deadline <= began:
                 return None  # It may pass when the bytes are there already: no Cancelled then, but for the next call.
+
+    @types.coroutine
+    def _resume(self, job: Job, coro: Coroutine[Any, Any, Any], trap: Any) -> Generator[Any, Any, Any]:
+        """Go on with a coroutine that has suspended with `trap`, each step in the call's context."""
+        run, clock, stall_after = job.context.run, self._clock, self._stall_after
+        step: Callable[..., Any]
+        value: Any
+        while True:
+            try:
+                value = yield trap
+                step = _send
+            except BaseException as exc:  # Handed on, not handled: rule 9.
+                step, value = _throw, exc
+            began = clock()
+            try:
+                trap = run(step, coro, value)
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                if clock() - began >= stall_after:
+                    self._tell(job, began)
+
+    def _tell(self, job: Job, began: float) -> None:
+        self._stalled(job.method, self._clock() - began)
 
     def _assign(self, job: Job) -> None:
         """Give a job to a parked member, or to a new one."""
@@ -336,7 +393,12 @@ class Crew:
         else:
             self._nursery.start_soon(self._run_member, _Member(job), name="trio_rpc handler")
 
-    def _promote(self) -> None:
+    def _promote(self, me: _Member, job: Job, began: float) -> None:
+        """The leader stays with a job that has suspended: another member reads on."""
+        me.job, me.leads = job, False
+        job.estimate.note(True)
+        if self._clock() - began >= self._stall_after:
+            self._tell(job, began)
         if not self._parked:
             self._start_leader()
             return

@@ -17,9 +17,11 @@ import trio
 
 from ._backoff import delay_before
 from ._connection import Connection
-from ._contained import Contained
+from ._contained import Contained, parted
 from ._errors import ConnectError, RpcError, Unauthenticated
 from ._handshake import greet
+from ._logs import limited
+from ._text import described, shown
 from .wire import Protocol, Role
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Dial", "Dialler", "Site"]
 
-log = logging.getLogger("trio_rpc.pool")
+log = limited(logging.getLogger("trio_rpc.pool"))
 
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
 
@@ -116,19 +118,19 @@ class Dialler:
         delay = delay_before(max(2, self.failures + 1), self._owner.limits.connect_backoff, self._owner.draw)
         self.next_at = max(self.next_at, started_at + delay)
 
-    def note_failure(self, error: Exception, started_at: float, failures: int) -> None:
+    def note_failure(self, error: BaseException, started_at: float, failures: int) -> None:
         """A dial came to nothing that began at `started_at`, with so many failures before it."""
         self.failures = max(self.failures, failures + 1)  # Dials that fail side by side count as one.
         self.delay(started_at)
         if not isinstance(error, RpcError):  # Of the user's own: a function that opens streams, or gives credentials.
             name = self.site.address
-            cause, error = error, ConnectError(f"cannot connect to {name}: {error!r}", peer=name)
+            cause, error = error, ConnectError(f"cannot connect to {name}: {described(error)}", peer=name)
             error.__cause__ = cause
         error.may_have_run = False  # The call that went with the HELLO knows better; this is told to others.
         self._owner.pool_counters.connect_errors += 1
         self.errors += 1
         self.last_error = error
-        log.info("%s", error)
+        log.info("no connection: %s", shown(error, 160))
         self._failed(error)
 
     async def _keep_connection(self) -> None:
@@ -166,17 +168,17 @@ class Dialler:
             scope.deadline = math.inf
             counters.connect_seconds += trio.current_time() - started_at
             return connection
-        except Exception as exc:
-            self.note_failure(exc, started_at, failures)
-        except BaseException:  # Cancelled, or a group of these: opening a stream may take a nursery.
-            if scope.cancel_called and not self._unwanted:
+        except BaseException as exc:
+            if parted(exc, KeyboardInterrupt)[0] is None:
+                self.note_failure(exc, started_at, failures)
+                return None
+            if scope.cancel_called and not self._unwanted:  # Or a group of Cancelled: opening may take a nursery.
                 text = f"{self.site.address} did not answer within {limits.connect_timeout:g} s (connect_timeout)"
                 self.note_failure(ConnectError(text, peer=self.site.address), started_at, failures)
             raise
         finally:
             del self._scopes[scope]
             self.under_way -= 1
-        return None
 
     @property
     def _unwanted(self) -> bool:

@@ -19,8 +19,10 @@ import trio
 
 from . import codecs
 from ._call import Call, Handler, Interceptor, Reply, compose
+from ._config import Limits
+from ._connection import Connection
 from ._contract import MethodSpec, ServiceSpec
-from ._crew import Estimate
+from ._crew import Estimate, holds
 from ._errors import (
     Code,
     CodecError,
@@ -31,18 +33,20 @@ from ._errors import (
     RemoteError,
     Unimplemented,
 )
-from ._failures import Failures
+from ._failures import NEUTRAL, Failures
 from ._generators import as_generator, drive
 from ._incoming import Incoming, Served
 from ._kept import KEY, Answer
+from ._logs import limited
 from ._once import Once
 from ._streams import Outbound
+from ._text import shown
 from ._util import locate
 from .wire import Outcome
 
-__all__ = ["ServedMethod", "compile_services"]
+__all__ = ["Authorize", "ServedMethod", "compile_services", "screen"]
 
-log = logging.getLogger("trio_rpc.server")
+log = limited(logging.getLogger("trio_rpc.server"))
 
 Authorize = Callable[[Any, str], bool]
 """`authorize(peer, method)`: whether this peer may call this method."""
@@ -56,6 +60,7 @@ SYNCHRONOUS = (
 def compile_services(
     specs: Sequence[ServiceSpec],
     codec: str,
+    limits: Limits,
     *,
     authorize: Authorize | None = None,
     interceptors: Sequence[Interceptor] = (),
@@ -67,11 +72,12 @@ def compile_services(
 
     `once`: where calls with an idempotency key run; None: they are refused.
     """
-    if inspect.iscoroutinefunction(authorize):
+    if inspect.iscoroutinefunction(authorize) or inspect.iscoroutinefunction(getattr(authorize, "__call__", None)):  # noqa: B004
         raise TypeError(SYNCHRONOUS)
     make = partial(
         ServedMethod,
         codec=codec,
+        bounds=codecs.Bounds.of(limits),
         authorize=authorize,
         interceptors=interceptors,
         limiter=limiter,
@@ -79,6 +85,45 @@ def compile_services(
         once=once,
     )
     return {method.wire_name: make(method) for spec in specs for method in spec.methods.values()}
+
+
+def permit(authorize: Authorize, peer: Any, method: str) -> None:
+    """Raise PermissionDenied unless the peer may call it; TypeError, or what `authorize` raises, if it does not say."""
+    allowed: Any = authorize(peer, method)
+    if inspect.isawaitable(allowed):  # Which would count as a yes.
+        if inspect.iscoroutine(allowed):
+            allowed.close()
+        raise TypeError(SYNCHRONOUS)
+    if not allowed:
+        raise PermissionDenied(f"not allowed to call {method}")
+
+
+def screen(authorize: Authorize, connection: Connection, method: str) -> tuple[Code, str] | None:
+    """What a call of a method that does not exist is told by `authorize`; None if its caller may know that.
+
+    So who is denied cannot tell by the answer which methods there are.
+    """
+    try:
+        permit(authorize, connection.peer, method)
+    except Refused as exc:
+        return exc.code, exc.message
+    except BaseException as exc:
+        if holds(exc, KeyboardInterrupt):
+            raise
+        return Code.INTERNAL, _before_entered(_log_failure(shown(method), connection.address, exc))
+    return None
+
+
+def _log_failure(method: str, caller: str, exc: BaseException) -> str:
+    """Write down what nobody else is told; returns the id that finds it, or "" if the log has had enough."""
+    error_id = secrets.token_hex(8)
+    written = log.error("%s failed, error id %s, caller %s", method, error_id, caller, exc_info=exc)
+    return error_id if written else ""
+
+
+def _before_entered(error_id: str) -> str:
+    text = f"{NEUTRAL} before the handler was entered"
+    return f"{text} (error id {error_id})" if error_id else text
 
 
 class ServedMethod:
@@ -89,13 +134,14 @@ class ServedMethod:
         spec: MethodSpec,
         *,
         codec: str,
+        bounds: codecs.Bounds,
         authorize: Authorize | None,
         interceptors: Sequence[Interceptor],
         limiter: trio.CapacityLimiter | None,
         debug: bool,
         once: Once | None,
     ) -> None:
-        adapter = codecs.adapter_for(codec)
+        adapter = codecs.adapter_for(codec, bounds)
         self.spec = spec
         self.codec = codec
         self.idempotent: bool = spec.idempotent
@@ -154,14 +200,10 @@ class ServedMethod:
 
     def _check(self, call: Incoming) -> None:
         spec = self.spec
+        if self._authorize is not None:  # First: who may not call it need not know more of it.
+            permit(self._authorize, call.peer, spec.wire_name)
         if not spec.implemented:
             raise Unimplemented(f"{spec.wire_name} is declared here, and not implemented")
-        if self._authorize is not None:
-            allowed: Any = self._authorize(call.peer, spec.wire_name)
-            if inspect.isawaitable(allowed):  # Which would count as a yes.
-                raise TypeError(SYNCHRONOUS)
-            if not allowed:
-                raise PermissionDenied(f"not allowed to call {spec.wire_name}")
 
     def enter(self, call: Incoming) -> Coroutine[Any, Any, Any]:
         """Decode, and make the handler's coroutine. What it raises did not run."""
@@ -220,12 +262,15 @@ class ServedMethod:
             payload, blobs = self._result.encode(value)
             call.send_response(payload, blobs)
         except CodecError as exc:
-            self._tell(call, exc.code, self._unsendable(exc))
-        except Exception as exc:
+            self._tell_unsendable(call, exc)
+        except BaseException as exc:  # A type of the program's that is encoded may do anything.
             self.fail(call, exc, started=True)
+            if holds(exc, KeyboardInterrupt):
+                raise
 
-    def _unsendable(self, exc: CodecError) -> str:
-        return f"the result of {self.spec.wire_name} cannot be sent: {exc.message}"
+    def _tell_unsendable(self, call: Incoming, exc: CodecError) -> None:
+        locate(exc, f"the result of {self.spec.wire_name} cannot be sent")
+        self._tell(call, exc.code, self._outline(exc), exc)
 
     def fail(self, call: Incoming, exc: BaseException, *, started: bool) -> None:
         """Answer with a failure."""
@@ -233,17 +278,23 @@ class ServedMethod:
             self._refuse(call, exc)
         elif isinstance(exc, DecodeError) and call.inbound is not None and call.inbound.failed_with(exc):
             locate(exc, f"an item for {self.spec.wire_name}", item=True)
-            self._tell(call, Code.INVALID_ARGUMENT, exc.message)
+            no_room = exc.code is Code.RESOURCE_EXHAUSTED
+            self._tell(call, exc.code if no_room else Code.INVALID_ARGUMENT, exc.message, exc)
+            if exc.malformed:
+                call.connection.faults.charge_aside(exc.message)
         elif isinstance(exc, CodecError) and call.outbound is not None and exc is call.outbound.last_error:
             locate(exc, f"an item of {self.spec.wire_name} cannot be sent", item=True)
-            self._tell(call, exc.code, exc.message)
+            self._tell(call, exc.code, self._outline(exc), exc)
         else:
             code, text, payload = self._describe(call, exc)
             call.send_error(code, Outcome.FAILED, text, payload)
 
     def _describe(self, call: Incoming, exc: BaseException) -> tuple[Code, str, bytes]:
-        error_id = "" if self._is_told(exc) else self._log(call, exc)
-        return self._failures.dump(exc, debug=self._debug, error_id=error_id)
+        try:
+            error_id = "" if self._is_told(exc) else self._log(call, exc)
+            return self._failures.dump(exc, debug=self._debug, error_id=error_id)
+        except BaseException:  # Raised by what was raised, when it was looked at.
+            return Code.UNKNOWN, NEUTRAL, b""
 
     def note_late_failure(self, call: Incoming, exc: BaseException) -> None:
         """Its connection was lost first: the log is the only one to be told."""
@@ -257,8 +308,9 @@ class ServedMethod:
         try:
             payload, blobs = self._result.encode(value)
         except CodecError as exc:
-            log.warning("%s: %.500s", self.spec.wire_name, text := self._unsendable(exc))
-            return Answer(b"", code=exc.code, text=text)
+            locate(exc, f"the result of {self.spec.wire_name} cannot be sent")
+            self._note(exc)
+            return Answer(b"", code=exc.code, text=self._outline(exc))
         return Answer(payload, tuple(map(bytes, blobs)))  # Copied, if the handler could change them afterwards.
 
     def failure(self, call: Incoming, exc: BaseException) -> Answer:
@@ -271,7 +323,7 @@ class ServedMethod:
         try:
             answer.give(call)
         except CodecError as exc:
-            self._tell(call, exc.code, self._unsendable(exc))
+            self._tell_unsendable(call, exc)
 
     # -- what failed -----------------------------------------------------------------------------------------------
 
@@ -288,20 +340,21 @@ class ServedMethod:
         elif isinstance(exc, Refused):
             call.send_error(exc.code, Outcome.REFUSED, exc.message)
         else:
-            error_id = self._log(call, exc)
-            text = f"internal error before the handler was entered (error id {error_id})"
-            call.send_error(Code.INTERNAL, Outcome.REFUSED, text)
+            call.send_error(Code.INTERNAL, Outcome.REFUSED, _before_entered(self._log(call, exc)))
 
-    def _tell(self, call: Incoming, code: Code, text: str) -> None:
-        log.warning("%s: %.500s", self.spec.wire_name, text)
+    def _tell(self, call: Incoming, code: Code, text: str, exc: CodecError) -> None:
+        self._note(exc)
         call.send_error(code, Outcome.FAILED, text)
 
+    def _note(self, exc: CodecError) -> None:
+        log.warning("%s: %s", self.spec.wire_name, shown(exc.outline or exc.message, 160))
+
+    def _outline(self, exc: CodecError) -> str:
+        """What the caller is told of a value of ours: nothing of what was in it, unless in `debug`."""
+        return exc.message if self._debug else exc.outline or exc.message
+
     def _log(self, call: Incoming, exc: BaseException) -> str:
-        error_id = secrets.token_hex(8)
-        log.error(
-            "%s failed, error id %s, caller %s", self.spec.wire_name, error_id, call.connection.address, exc_info=exc
-        )
-        return error_id
+        return _log_failure(self.spec.wire_name, call.connection.address, exc)
 
 
 async def _inline(handler: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 
-from ._config import OutlierEjection
+from ._policies import OutlierEjection
 
 __all__ = ["Ejector", "Tally", "panics"]
 

@@ -133,7 +133,8 @@ class RemoteError(RpcError):
     Attributes:
         name: the exception's name in the contract, or "" where it was not declared.
         data: the declared exception's fields or arguments as plain values, or None.
-        error_id: what to search for in the server's log, or "".
+        error_id: what to search for in the server's log; "" where nothing is to be found: the caller was told all there
+            is, or the log has had enough lines in that second.
     """
 
     def __init__(
@@ -172,7 +173,7 @@ class Draining(Refused):
 
 
 class Unauthenticated(Refused):
-    """The credentials are missing or wrong."""
+    """The credentials are missing or wrong, or do not hold any more."""
 
     default_code = Code.UNAUTHENTICATED
 
@@ -269,9 +270,14 @@ class RemoteCancelled(RpcError):
 
 
 class CodecError(RpcError):
-    """A value and its declared type, or its bytes, do not go together."""
+    """A value and its declared type, or its bytes, do not go together.
+
+    Attributes:
+        outline: the message without the values in it, for those whom they do not concern; "" if it is the same.
+    """
 
     default_code = Code.INTERNAL
+    outline: str = ""
 
 
 class EncodeError(CodecError):
@@ -283,7 +289,14 @@ class EncodeError(CodecError):
 
 
 class DecodeError(CodecError):
-    """What arrived is not what was declared; the message names the path, like `$.items[3].price`."""
+    """What arrived is not what was declared; the message names the path, like `$.items[3].price`.
+
+    Attributes:
+        malformed: True if the bytes themselves were refused: they are no value of the codec, or one beyond `max_depth`,
+            `max_containers` or `max_values`. False for a value that is not of the declared type.
+    """
+
+    malformed: bool = False
 
 
 class ProtocolError(RpcError):

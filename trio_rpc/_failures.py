@@ -15,10 +15,11 @@ from typing import Any
 import attrs
 
 from ._errors import Code, CodecError, EncodeError, RemoteError, RpcError
+from ._text import readable
 from .codecs import Adapter, Buffer
 from .codecs._records import Fields, bare_exception, is_free, put
 
-__all__ = ["Failures"]
+__all__ = ["MAX_TEXT", "NEUTRAL", "Failures"]
 
 MAX_TEXT = 4096
 """Characters of a message. A refusal or a failure is read by people; data belongs in fields."""
@@ -144,7 +145,7 @@ class _Dumper:
         self._members_left -= 1
         try:
             node = self._known(exc, depth)
-        except Exception:  # its attributes may be properties, which may do anything
+        except BaseException:  # its attributes may be properties, which may do anything
             node = None
         if node is None:
             return self._undeclared(exc)
@@ -191,7 +192,7 @@ class _Dumper:
         try:
             values = fields.dump(exc)
         except EncodeError as error:
-            return {**node, "notes": [f"its fields could not be sent: {error.message}"]}
+            return {**node, "notes": [f"its fields could not be sent: {error.outline or error.message}"]}
         if not self._takes(values):
             return {**node, "notes": ["its fields could not be sent: they are too large"]}
         return {**node, "fields": values, **self._arguments_in(exc, fields.parameters)}
@@ -332,13 +333,13 @@ def _as_code(value: Any) -> Code:
 
 
 def _as_text(value: Any, limit: int) -> str:
-    return _cut(value, limit) if isinstance(value, str) else ""
+    return readable(_cut(value, limit), limit) if isinstance(value, str) else ""
 
 
 def _string(value: object) -> str:
     try:
         return str(value)
-    except Exception:  # a foreign __str__ may do anything
+    except BaseException:  # a foreign __str__ may do anything
         return f"<{type(value).__name__}>"
 
 
@@ -358,7 +359,7 @@ def _notes(exc: BaseException) -> list[str]:
 def _traceback(exc: BaseException) -> list[str]:
     try:
         text = "".join(traceback.format_exception(exc))
-    except Exception:  # a foreign __str__ may do anything, and the stack may be used up
+    except BaseException:  # a foreign __str__ may do anything, and the stack may be used up
         return []
     return [f"Traceback of the handler:\n{_cut(text[-MAX_TRACEBACK + 100 :], MAX_TRACEBACK - 50)}"]
 

@@ -30,7 +30,7 @@ class Farewell:
     `settled(last_id)` is told of the second, as it is queued. It is made when it is needed.
     """
 
-    __slots__ = ("_lot", "_moment", "_outbox", "_over", "_protocol", "_settled", "_timer", "_watch")
+    __slots__ = ("_lot", "_moment", "_outbox", "_over", "_protocol", "_settled", "_timer", "_watch", "last_id")
 
     _moment: Moment | None
     """When the second GOAWAY goes out at the latest; None before the first and after the second."""
@@ -47,20 +47,22 @@ class Farewell:
         self._moment = None
         self._over = False
         """Nothing more is said."""
+        self.last_id: int = MAX_ID
+        """The last request that the peer was told to be accepted."""
 
     @property
     def settling(self) -> bool:
         """Whether requests may still come that the second GOAWAY will include."""
         return self._moment is not None
 
-    def drain(self, text: str, code: Code) -> None:
+    def drain(self, text: str) -> None:
         """Send the first GOAWAY; the second follows by itself."""
         now = trio.current_time()
         longest = max(SETTLE_TIME, 2 * self._watch.rtt)
-        self._moment = self._timer.at(now + longest, lambda _lateness: self.settle(text, code))
+        self._moment = self._timer.at(now + longest, lambda _lateness: self.settle(text, Code.UNAVAILABLE))
         self._outbox.cork(now)
-        self._outbox.put_control(self._protocol.goaway(MAX_ID, code, text))
-        self._watch.ping(lambda _rtt: self.settle(text, code))
+        self._outbox.put_control(self._protocol.goaway(MAX_ID, Code.UNAVAILABLE, text))
+        self._watch.ping(lambda _rtt: self.settle(text, Code.UNAVAILABLE))
         self._outbox.flush()
 
     @trio.lowlevel.enable_ki_protection
@@ -69,7 +71,7 @@ class Farewell:
         if self._over:
             return
         self.stop()
-        last_id = self._protocol.last_remote_id
+        last_id = self.last_id = self._protocol.last_remote_id
         self._settled(last_id)
         self._outbox.cork(trio.current_time())
         self._outbox.put_control(self._protocol.goaway(last_id, code, text))

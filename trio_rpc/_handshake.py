@@ -24,10 +24,17 @@ from ._errors import (
     Unauthenticated,
 )
 from ._sockets import SocketStream
+from ._text import readable
 from ._tls import is_final, why
 from .wire import PREFACE, Bytes, Event, GoAwayReceived, Hello, HelloReceived, Protocol, RequestReceived
 
 __all__ = ["answer", "greet", "introduction"]
+
+STRANGERS_SIZE = 16 * 1024
+"""Bytes that are taken at once from whom we do not know yet (reliability: 16 KiB before authentication)."""
+
+MAX_WORDS = 512
+"""Characters of what a server says instead of HELLO."""
 
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
@@ -47,6 +54,8 @@ def introduction(
         max_frame_size=limits.max_frame_size,
         max_message_size=limits.max_message_size,
         max_metadata_size=limits.max_metadata_size,
+        max_metadata_items=limits.max_metadata_items,
+        max_receiving_bytes=limits.max_receiving_bytes,
         stream_window=limits.stream_window,
         stream_window_items=limits.stream_window_items,
         ping_interval=heartbeat.interval,
@@ -82,10 +91,11 @@ async def greet(stream: trio.abc.Stream, protocol: Protocol, address: str, early
 
 
 def _refusal(goaway: GoAwayReceived, address: str) -> RpcError:
+    text = readable(goaway.message, MAX_WORDS)
     if goaway.code in (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED):
-        return Unauthenticated(goaway.message, peer=address)
-    permanent = goaway.code is not Code.UNAVAILABLE
-    return ConnectError(f"{address} refused the connection: {goaway.message}", peer=address, permanent=permanent)
+        return Unauthenticated(text, peer=address)
+    permanent = goaway.code not in (Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)  # Come again later.
+    return ConnectError(f"{address} refused the connection: {text}", peer=address, permanent=permanent)
 
 
 async def answer(
@@ -93,15 +103,15 @@ async def answer(
 ) -> tuple[bytes, list[Event]]:
     """The acceptor's side: await HELLO, let `admit` judge it, answer. Returns the events that came right behind.
 
-    If that is one request, and nothing more, our own HELLO is returned unsent: it goes with the first that is written,
-    which may be the request's result. Two system calls and a turn of the other side are saved by that, 7 % of a
-    connection with one call.
+    That may be one request, and nothing more: who is unknown is to cost little. Our own HELLO is returned unsent then,
+    and goes with the first that is written, which may be the request's result. Two system calls and a turn of the other
+    side are saved by that, 7 % of a connection with one call.
     `admit` returns what to answer, or raises a Refused or ConnectError, which the peer is told.
     Raises ConnectionFailed or Refused.
     """
     try:
         # The dialler speaks first: by now it may well have. A try costs less than a turn of the scheduler.
-        data = stream.receive_at_once() if isinstance(stream, SocketStream) else None
+        data = stream.receive_at_once(STRANGERS_SIZE) if isinstance(stream, SocketStream) else None
         events = protocol.receive_data(data) if data else []
         if not events:
             events = await _first_events(stream, protocol)
@@ -109,9 +119,12 @@ async def answer(
             raise ConnectionFailed("the peer closed the connection before its HELLO")
         first = events.pop(0)
         assert isinstance(first, HelloReceived)
+        one = all(isinstance(event, RequestReceived) for event in events) and len(events) <= 1
+        if not one or protocol.receiving_messages:
+            raise RemoteProtocolError("the peer sent more than one request before our HELLO")
         protocol.local = await admit(first.hello)
         greeting = protocol.greeting()
-        if len(events) == 1 and isinstance(events[0], RequestReceived):
+        if events:
             return greeting, events
         await stream.send_all(greeting)
     except (RemoteProtocolError, Refused, ConnectError) as exc:
@@ -132,7 +145,7 @@ async def _say_no(stream: trio.abc.Stream, protocol: Protocol, exc: RpcError) ->
 async def _first_events(stream: trio.abc.Stream, protocol: Protocol) -> list[Event]:
     """Read until the first whole frames are there; [] if the stream ends before."""
     while True:
-        data = await stream.receive_some()
+        data = await stream.receive_some(STRANGERS_SIZE)
         if not data:
             return []
         events = protocol.receive_data(bytes(data))

@@ -7,6 +7,8 @@ byte since, the peer is dead. Two things must not kill a healthy peer:
   sight: the verdict is looked at again a few scheduler ticks later, after the reader has had its turn.
 * The ping itself may have been late. If this side overslept by more than half a timeout, or the ping has not left
   while other bytes still do, the peer gets a full `timeout` after a ping that really left.
+* What has left may still be in our kernel, behind bulk on a slow link, where nothing overtakes it. While the bytes
+  ahead of it are acknowledged, it is on its way (`Crossing`).
 """
 
 from __future__ import annotations
@@ -15,14 +17,15 @@ import enum
 
 from ._config import Heartbeat
 
-__all__ = ["Action", "Allowance", "Doubt", "Vigil"]
+__all__ = ["BULK", "Action", "Crossing", "Doubt", "Vigil"]
 
 LOOKS = 3
 """Scheduler ticks between the verdict and the eviction, so that whatever has arrived is read first."""
 MIN_LATENESS = 0.2
 """Oversleeping by less than this is ordinary on a busy machine and is no reason to doubt the verdict."""
-ROUNDING = 1e-6
-"""Less than this of a ping is nothing."""
+
+BULK = 4 * 1024
+"""Less than this ahead of a ping does not delay it: it is an eighth of a second at 256 kbit/s."""
 
 
 class Action(enum.Enum):
@@ -61,6 +64,10 @@ class Vigil:
         if self._asked_at is not None and self._left_at is None:
             self._left_at = now
 
+    def still_leaving(self, now: float) -> None:
+        """The ping that the transport took is on its way, and comes nearer: its time begins anew."""
+        self._left_at, self._looks = now, 0
+
     def due(self, progressed_at: float | None = None) -> float:
         """When `decide` has to be asked next. `progressed_at`: when the transport last took bytes, if it is writing."""
         assert self._heartbeat.interval is not None
@@ -87,8 +94,28 @@ class Vigil:
         return Action.PING
 
 
+class Crossing:
+    """A ping on its way to the peer's machine, behind bulk that our kernel had taken before it.
+
+    Counted in bytes that the peer's machine has acknowledged. It does so without the peer's program; so this is no
+    life, and all that it delays is the moment from which the ping's `timeout` runs.
+    """
+
+    __slots__ = ("_end", "_seen")
+
+    def __init__(self, acknowledged: int, under_way: float) -> None:
+        self._end = acknowledged + under_way
+        self._seen = acknowledged
+
+    def goes_on(self, acknowledged: int) -> bool:
+        """Whether it has come nearer since it was last asked, and had not been there then."""
+        goes_on = self._seen < self._end and self._seen < acknowledged
+        self._seen = acknowledged
+        return goes_on
+
+
 class Doubt:
-    """Whether a write that made no progress for `timeout` seconds is the peer's fault: the same care as in a `Vigil`."""
+    """Whether it is the peer's fault that something made no progress for `timeout` seconds: the same care as in a `Vigil`."""
 
     __slots__ = ("_looks", "_timeout")
 
@@ -106,29 +133,3 @@ class Doubt:
         if self._looks == 1 and lateness > max(MIN_LATENESS, self._timeout / 2):
             return now + self._timeout
         return now if self._looks <= LOOKS else None
-
-
-class Allowance:
-    """So many pings at once, and so many a second beyond: a bucket of tokens."""
-
-    __slots__ = ("_at", "_left", "_most")
-
-    def __init__(self, most: float, now: float) -> None:
-        self._most = self._left = float(most)
-        self._at = now
-
-    def spend(self, now: float, rate: float) -> bool:
-        """One more, at `rate` a second; False if that was one too many."""
-        self._refill(now, rate)
-        self._left -= 1
-        return self._left >= 0
-
-    def delay(self, now: float, rate: float) -> float:
-        """How long until there is one to spend; 0 if there is."""
-        self._refill(now, rate)
-        missing = 1 - self._left
-        return missing / rate if missing > ROUNDING else 0.0  # Else a timer could be set to this very moment, for ever.
-
-    def _refill(self, now: float, rate: float) -> None:
-        self._left = min(self._most, self._left + rate * (now - self._at))
-        self._at = now

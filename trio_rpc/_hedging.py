@@ -20,11 +20,11 @@ import trio
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
 from ._calls import LOST_RACE, Outgoing
-from ._config import HedgePolicy
 from ._errors import RpcError
 from ._methods import RemoteMethod
 from ._options import CallOptions
 from ._outcomes import error_of, expired_remotely, has_own_end
+from ._policies import HedgePolicy
 from ._timer import Moment
 from ._trial import MOST_ATTEMPTS, Trial
 from ._waiting import Attempt

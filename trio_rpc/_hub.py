@@ -42,6 +42,7 @@ from ._events import Events
 from ._handshake import introduction
 from ._keeper import Keeper
 from ._lines import Lines
+from ._logs import limited
 from ._peer import Peer
 from ._placement import Route, least_in_flight
 from ._roster import Roster
@@ -54,7 +55,7 @@ from .wire import Hello, Protocol
 
 __all__ = ["Hub"]
 
-log = logging.getLogger("trio_rpc.pool")
+log = limited(logging.getLogger("trio_rpc.pool"))
 
 
 class Hub:
@@ -83,7 +84,7 @@ class Hub:
         self.connection_counters: ConnectionCounters = ConnectionCounters()
         specs = describe_services(settings.services)
         self._service_names = tuple(spec.name for spec in specs)
-        self._methods = compile_services(specs, settings.codec)
+        self._methods = compile_services(specs, settings.codec, settings.limits)
         self._credentials = checked(settings.credentials)
         self._base_context = copy_context()
         self._budget = Budget(settings.retry.budget, settings.retry.throttle)
@@ -381,7 +382,9 @@ class Hub:
         if refresh is not None:
             try:
                 refresh()
-            except Exception:  # It is the user's, and we are in the middle of a connection's end.
+            except BaseException as exc:  # It is the user's, and we are in the middle of a connection's end.
+                if isinstance(exc, KeyboardInterrupt):
+                    raise
                 log.warning("the resolver of %s cannot be refreshed", self.target, exc_info=True)
 
     def _note_health(self, kind: EventKind, upstream: Upstream, detail: str) -> None:

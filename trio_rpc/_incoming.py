@@ -19,8 +19,9 @@ import trio
 from ._admission import Place
 from ._config import Limits
 from ._context import CURRENT
-from ._crew import Estimate
+from ._crew import Estimate, holds
 from ._errors import Code, EncodeError
+from ._faults import AT_FAULT
 from ._streams import CreditGranter, Outbound, ReceiveStream
 from .wire import Bytes, Data, Outcome, RequestReceived
 
@@ -86,6 +87,7 @@ class Incoming:
         "scope",
         "served",
         "started",
+        "watched",
     )
 
     def __init__(self, connection: Connection, served: Served, request: RequestReceived, place: Place) -> None:
@@ -116,6 +118,8 @@ class Incoming:
         self.join_until: float = math.inf
         self.started: bool = False
         self.ended: bool = False
+        self.watched: bool = False
+        """It is to end, and the server's `Conduct` waits for that."""
 
     def __repr__(self) -> str:
         state = "ended" if self.ended else "running" if self.started else "waiting"
@@ -169,8 +173,10 @@ class Incoming:
         self.context.run(CURRENT.set, self)
         try:
             self.coroutine = self.served.start(self)
-        except Exception as exc:
+        except BaseException as exc:  # Whatever `authorize`, or a type of the program's that is decoded, has raised.
             self.served.fail(self, exc, started=False)
+            if holds(exc, KeyboardInterrupt):
+                raise
             return None
         self.started = True
         return self.coroutine
@@ -210,6 +216,8 @@ class Incoming:
         place, self.place = self.place, None
         if place is not None:
             place.leave(None)
+        if self.watched and self.connection.conduct is not None:
+            self.connection.conduct.ended(self)
 
     # -- what ends it: a terminal frame ----------------------------------------------------------------------------
 
@@ -235,6 +243,8 @@ class Incoming:
         )
         connection.end_serving(self)
         connection.outbox.put_message(self.id, frames)
+        if not self.started and code in AT_FAULT and outcome is Outcome.REFUSED:
+            connection.faults.charge_aside(text)
 
     # -- what the connection does with it --------------------------------------------------------------------------
 
@@ -246,6 +256,13 @@ class Incoming:
             self.deadline = math.ceil(latest / DEADLINE_STEP) * DEADLINE_STEP
         if max_deadline is not None and now + max_deadline < self.deadline:
             self.deadline, self.cut = now + max_deadline, True
+            if self.connection.conduct is not None:
+                self.connection.conduct.cancelled(self, self.deadline)
+
+    def watch_end(self) -> None:
+        """Its handler has been cancelled, or is about to be."""
+        if self.started and self.connection.conduct is not None:
+            self.connection.conduct.cancelled(self)
 
     def receive(self, granter: CreditGranter, limits: Limits) -> None:
         """Its request said that a stream of items follows."""
@@ -255,6 +272,7 @@ class Incoming:
     def cancel(self, wait: float, leaving: bool) -> None:
         """The caller wants it stopped, and waits `wait` seconds for its end."""
         self.by_caller = True
+        self.watch_end()
         self.join_until = trio.current_time() + wait * NESTED_SHARE
         if leaving and self.outbound is not None and self.outbound.waiting:
             # At its yield: it gets GeneratorExit there and may clean up in peace, while the caller waits.
@@ -271,6 +289,7 @@ class Incoming:
     def stop(self, reason: str) -> None:
         """This side wants it stopped. What was not begun is refused instead: its caller can go elsewhere with it."""
         self.by_peer = self.by_peer or reason
+        self.watch_end()
         if self.scope is not None:
             self.scope.cancel()
         elif not self.started:

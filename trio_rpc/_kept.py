@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import OrderedDict
 from collections.abc import Hashable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -101,8 +102,9 @@ class Kept:
 
     def __init__(self, limits: ServerLimits) -> None:
         self._limits: ServerLimits = limits
-        self._results: dict[Name, Result] = {}
-        self._parties: dict[Hashable, dict[Name, None]] = {}
+        # A plain dict would have to look for its oldest behind all the places of those that are gone.
+        self._results: OrderedDict[Name, Result] = OrderedDict()
+        self._parties: dict[Hashable, OrderedDict[Name, None]] = {}
         """The same names, by whose they are."""
         self.size: int = 0
         """Bytes of all of them."""
@@ -127,7 +129,7 @@ class Kept:
         self.forget(name)
         while len(self._results) >= limits.max_kept_results or self.size + size > limits.max_kept_bytes:
             self._make_room(name[0])
-        self._parties.setdefault(name[0], {})[name] = None
+        self._parties.setdefault(name[0], OrderedDict())[name] = None
         self._results[name] = Result(digest, answer, size, now + limits.result_window)
         self.size += size
 
@@ -147,7 +149,7 @@ class Kept:
             self._forget_oldest()
 
     def _make_room(self, party: Hashable) -> None:
-        own = self._parties.get(party, {})
+        own = self._parties.get(party)
         if own and len(own) * len(self._parties) >= len(self._results):
             self.forget(next(iter(own)))
         else:

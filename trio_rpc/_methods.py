@@ -36,7 +36,7 @@ class RemoteMethod:
     block: bytes
     shape: Shape
     idempotent: bool
-    arguments: Any
+    arguments: ArgumentsEncoder
     result: Any
     items: Any
     failures: Failures
@@ -76,20 +76,23 @@ class RemoteMethod:
         return self.spec.take_stream(args, kwargs)
 
 
-_compiled: dict[tuple[Any, str], tuple[ServiceSpec, dict[str, RemoteMethod]]] = {}
+_compiled: dict[tuple[Any, str, codecs.Bounds], tuple[ServiceSpec, dict[str, RemoteMethod]]] = {}
 
 
-def compile_contract(contract: Any, codec: str) -> tuple[ServiceSpec, dict[str, RemoteMethod]]:
-    """All methods of a contract by attribute name. Raises TypeError for what no codec carries."""
-    key = (contract, codec)
+def compile_contract(contract: Any, codec: str, bounds: codecs.Bounds) -> tuple[ServiceSpec, dict[str, RemoteMethod]]:
+    """All methods of a contract by attribute name; messages are held within `bounds`.
+
+    Raises TypeError for what no codec carries.
+    """
+    key = (contract, codec, bounds)
     if key not in _compiled:
         spec = describe_contract(contract)
-        _compiled[key] = spec, {name: _compile(method, codec) for name, method in spec.methods.items()}
+        adapter = codecs.adapter_for(codec, bounds)
+        _compiled[key] = spec, {name: _compile(method, adapter) for name, method in spec.methods.items()}
     return _compiled[key]
 
 
-def _compile(spec: MethodSpec, codec: str) -> RemoteMethod:
-    adapter = codecs.adapter_for(codec)
+def _compile(spec: MethodSpec, adapter: codecs.Adapter) -> RemoteMethod:
     return RemoteMethod(
         name=spec.wire_name,
         block=method_block(spec.wire_name),
@@ -106,8 +109,8 @@ def _compile(spec: MethodSpec, codec: str) -> RemoteMethod:
 class _AnyArguments:
     """Arguments without a contract: sent as they are."""
 
-    def __init__(self, codec: str) -> None:
-        self._carrier = codecs.adapter_for(codec).carrier(Any)
+    def __init__(self, adapter: codecs.Adapter) -> None:
+        self._carrier = adapter.carrier(Any)
 
     def encode(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, Sequence[Bytes]]:
         value = {"*": list(args), **kwargs} if kwargs else list(args)
@@ -115,17 +118,17 @@ class _AnyArguments:
         return encoded
 
 
-def untyped(name: str, codec: str, shape: Shape) -> RemoteMethod:
+def untyped(name: str, codec: str, bounds: codecs.Bounds, shape: Shape) -> RemoteMethod:
     """A method known by its wire name alone. Raises TypeError or ValueError for what is no name."""
     if not isinstance(name, str):
         raise TypeError(f"a method is named by a text like 'Inventory.stock', not by {name!r:.80}")
-    adapter = codecs.adapter_for(codec)
+    adapter = codecs.adapter_for(codec, bounds)
     return RemoteMethod(
         name=name,
         block=method_block(name),
         shape=shape,
         idempotent=False,
-        arguments=_AnyArguments(codec),
+        arguments=_AnyArguments(adapter),
         result=adapter.carrier(Any),
         items=None,
         failures=Failures(adapter, ()),

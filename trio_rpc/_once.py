@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Protocol
 
@@ -40,7 +40,9 @@ from trio.lowlevel import (
     wait_task_rescheduled,
 )
 
+from ._conduct import timed
 from ._config import ServerLimits
+from ._contained import parted
 from ._context import CURRENT
 from ._crew import Estimate, holds
 from ._errors import Draining, InvalidArgument
@@ -159,16 +161,21 @@ class Once:
         returned = failed = False
         try:
             with run.scope:
-                value = await _unprotected(coroutine)
+                value = await self._stepped(run.work.method, _unprotected(coroutine))
                 returned = True
             if returned:
                 answer = served.result(run.work, value)
         except BaseException as exc:
-            if holds(exc, trio.Cancelled):
-                raise  # The server itself is ending by force.
-            answer, failed = served.failure(run.work, exc), True
-            if holds(exc, KeyboardInterrupt):
-                raise  # The program's, and not the caller's.
+            ending, failure = parted(exc)
+            try:
+                if failure is not None:
+                    answer, failed = served.failure(run.work, failure), True
+                if holds(exc, KeyboardInterrupt):
+                    raise  # The program's, and not the caller's.
+                if ending is not None:
+                    raise ending from None  # The server itself is ending by force.
+            finally:
+                del ending, failure
         finally:
             if answer is not None:
                 answer = attrs.evolve(answer, metadata=run.work.take_reply_metadata())
@@ -176,6 +183,10 @@ class Once:
             final = answer is not None and not (failed and run.scope.cancel_called)
             given_up = run.ending and not (final or run.unwanted or served.idempotent)
             self._end(run, answer, GIVEN_UP if given_up else answer if final else None, final=final)
+
+    def _stepped(self, method: str, coroutine: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
+        stall_after = self.limits.stall_warn_after
+        return coroutine if stall_after is None else timed(coroutine, method, stall_after)
 
     def _end(self, run: _Run, answer: Answer | None, kept: Answer | None, *, final: bool) -> None:
         del self._runs[run.name]

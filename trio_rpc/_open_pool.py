@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
@@ -14,24 +13,17 @@ import trio
 
 from ._address import Address, dial
 from ._call import Interceptor
-from ._checks import check_type, shown
-from ._config import (
-    Balance,
-    CircuitBreaker,
-    Heartbeat,
-    HedgePolicy,
-    OutlierEjection,
-    PoolLimits,
-    PowerOfTwo,
-    RetryPolicy,
-)
+from ._checks import brief, check_type
+from ._config import Heartbeat, PoolLimits
 from ._credentials import Credentials
 from ._dialler import Dial, Site
 from ._endpoint import Endpoint, endpoints
 from ._errors import ConnectError
 from ._hub import Hub
+from ._policies import Balance, CircuitBreaker, HedgePolicy, OutlierEjection, PowerOfTwo, RetryPolicy
 from ._pool import Pool, keep_open
-from ._settings import CONTEXTS, PoolSettings, Prepare
+from ._settings import PoolSettings, Prepare, check_context
+from ._tls import ContextSource
 from .resolvers._targets import resolver_for
 from .wire import Metadata
 
@@ -60,7 +52,7 @@ def open_pool(
     breaker: CircuitBreaker | None = None,
     health_check: str | None = None,
     on_connect: Prepare | None = None,
-    ssl_context: ssl.SSLContext | None = None,
+    ssl_context: ContextSource | None = None,
     credentials: Credentials = None,
     metadata: Metadata | None = None,
     services: object = (),
@@ -84,8 +76,8 @@ def open_pool(
         breaker: leaves out an endpoint that fails, even the only one; calls then raise `CircuitOpen`.
         health_check: the service whose health (`trio_rpc.health`) is asked for, which takes a place on each connection.
         on_connect: `async def on_connect(peer)`, awaited for each new connection before calls go there.
-        ssl_context: for `tls://`; the default verifies the server against the system's authorities.
-        credentials: a token, a mapping, or a (possibly async) function that returns one, for each HELLO.
+        ssl_context: for `tls://`, or a function that gives it for each dial; by default the system's authorities count.
+        credentials: a token, a mapping, or a (possibly async) function that returns one for each dial.
         metadata: sent with every call.
         services: objects that the server may call back.
         interceptors: wrap every call; the first is the outermost.
@@ -109,9 +101,9 @@ def open_pool(
     return keep_open(partial(_make_hub, target, ssl_context, settings))
 
 
-def _make_hub(target: AnyTarget, ssl_context: ssl.SSLContext | None, settings: PoolSettings) -> Hub:
+def _make_hub(target: AnyTarget, ssl_context: ContextSource | None, settings: PoolSettings) -> Hub:
     """Find out what kind of target it is. What is no target is told before anything is dialled."""
-    check_type("ssl_context", ssl_context, ssl.SSLContext, none=True, advice=CONTEXTS)
+    check_context(ssl_context, server_side=False)
     site_of = partial(_site_of, ssl_context)
     resolver = resolver_for(target, ssl_context) if isinstance(target, str) else None
     if resolver is not None:
@@ -125,7 +117,7 @@ def _make_hub(target: AnyTarget, ssl_context: ssl.SSLContext | None, settings: P
     return Hub(", ".join(site.address for site in sites), sites, settings)
 
 
-def _sites_of(target: Any, ssl_context: ssl.SSLContext | None) -> list[Site]:
+def _sites_of(target: Any, ssl_context: ContextSource | None) -> list[Site]:
     if inspect.isasyncgenfunction(target):
         name = _name_of(target)
         raise TypeError(f"{name} is an async generator function, and a resolver is what it gives: write {name}()")
@@ -146,14 +138,14 @@ def _own_site(name: Any, dial: Any) -> Site:
     check_type("a name of an endpoint", name, str)
     if not callable(dial):
         advice = ": for addresses write a list of these" if isinstance(dial, str | Endpoint) else ""
-        raise TypeError(f"{name!r:.80} must map to an async function that opens a stream, not to {shown(dial)}{advice}")
+        raise TypeError(f"{name!r:.80} must map to an async function that opens a stream, not to {brief(dial)}{advice}")
     return Site(name, partial(_open_stream, name, dial))
 
 
 async def _open_stream(name: str, dial: Any) -> trio.abc.Stream:
     waiting: Any = dial()
     if not inspect.isawaitable(waiting):
-        text = f"{name} must be an async function that opens a stream: it returned {shown(waiting)}, nothing to await"
+        text = f"{name} must be an async function that opens a stream: it returned {brief(waiting)}, nothing to await"
         raise ConnectError(text, peer=name, permanent=True)
     stream: trio.abc.Stream = await waiting
     return stream
@@ -164,7 +156,7 @@ def _name_of(target: Any) -> str:
     return name
 
 
-def _site_of(ssl_context: ssl.SSLContext | None, endpoint: Endpoint) -> Site:
+def _site_of(ssl_context: ContextSource | None, endpoint: Endpoint) -> Site:
     address = Address.parse(endpoint.address)
     if ssl_context is not None and address.scheme == "tcp":
         raise ValueError(f"{address} and ssl_context do not go together: write tls://{str(address)[6:]}")

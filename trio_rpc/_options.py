@@ -8,8 +8,8 @@ from typing import Any, TypedDict
 
 import attrs
 
-from ._config import HedgePolicy, RetryPolicy
 from ._kept import KEY
+from ._policies import HedgePolicy, RetryPolicy
 
 __all__ = ["CallOptions", "StubOptions"]
 
@@ -33,7 +33,7 @@ class StubOptions(TypedDict, total=False):
 class CallOptions:
     """What one stub does differently from its pool."""
 
-    metadata: dict[str, str | bytes]
+    metadata: dict[str, str | bytes] = attrs.field(repr=False)
     retry: RetryPolicy
     cancel_wait: float
     acquire_timeout: float | None = None
@@ -43,11 +43,11 @@ class CallOptions:
     """True: wait for a connection whatever `acquire_timeout` says; False: fail at once while none can be had."""
     priority: int | None = None
     """The class in the line, 0 first; None: the last."""
-    routing_key: str | None = None
+    routing_key: str | None = attrs.field(default=None, repr=False)
     """Calls of one key go to one endpoint, for as long as it is there and has room."""
-    idempotency_key: str | None = None
+    idempotency_key: str | None = attrs.field(default=None, repr=False)
     """A second call of one key gets the first one's result, and does not run again."""
-    reply_metadata: dict[str, str | bytes] | None = None
+    reply_metadata: dict[str, str | bytes] | None = attrs.field(default=None, repr=False)
 
     @property
     def patience(self) -> float | None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from itertools import chain
 
 import attrs
 import trio
@@ -54,13 +55,22 @@ class _Large:
     """The chunks of one id's messages, and the ticket of the first frame that must go out before them."""
 
     ticket: int
-    messages: deque[Iterator[list[Bytes]]]
+    messages: deque[tuple[Iterator[list[Bytes]], int]]
+    """What is to be written of each, and the size of all of it; of the first one some may have been written."""
     size: int = 0
     """Bytes left to be written; headers of chunks are not counted beforehand, so it is settled at the end."""
 
+    @property
+    def under_way(self) -> int:
+        """Size of the message that is going out."""
+        return self.messages[0][1]
 
-def _alone(frame: bytes) -> Iterator[list[Bytes]]:
-    yield [frame]
+
+def _whole(frames: Frames) -> Iterator[list[Bytes]]:
+    first, rest = frames
+    yield [first]
+    if rest is not None:
+        yield from rest
 
 
 class Outbox:
@@ -72,25 +82,31 @@ class Outbox:
         "_finishing",
         "_frames",
         "_frames_bytes",
+        "_held",
         "_held_up",
         "_large_bytes",
         "_on_taken",
         "_parked",
         "_reports",
         "_since",
+        "_under_way",
         "_unsent",
         "deadline_of",
         "large",
+        "most_at_once",
         "on_progress",
+        "on_room",
         "progressed_at",
         "send_now",
         "taken",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, deadline_of: Callable[[int], float] = lambda _request_id: math.inf) -> None:
         self.on_progress: Callable[[], object] | None = None
         """Told after each write."""
-        self.deadline_of: Callable[[int], float] = lambda _request_id: math.inf
+        self.on_room: Callable[[], object] | None = None
+        """Told after each write, too: set while streams wait for the queue to become shorter."""
+        self.deadline_of: Callable[[int], float] = deadline_of
         """The deadline of a request in the queue, by its id."""
         self.send_now: Callable[[Bytes], int] | None = None
         """Sends without waiting what the transport takes at once, and tells how much; None if it has no such way."""
@@ -98,11 +114,17 @@ class Outbox:
         """When the transport last took bytes of the write under way; None while no write is under way."""
         self.taken: int = 0
         """Small frames handed to the transport so far: the next ticket to be taken."""
+        self.most_at_once: float = math.inf
+        """Bytes of large messages that are under way side by side, beside their first frames; a single one always is."""
         self._control: list[bytes] = []
         self._frames: list[bytes] = []
         self._frames_bytes = self._large_bytes = 0
         self.large: dict[int, _Large] = {}
         """Messages that go out in chunks."""
+        self._held: dict[int, _Large] = {}
+        """Large ones whose chunks are held back, as the peer would have too many of them incomplete."""
+        self._under_way = 0
+        """Size of what is going out of `large`, written or not."""
         self._since = 0.0
         """Nothing in the queue is older than this."""
         self._on_taken: list[Callable[[], object]] = []
@@ -129,10 +151,16 @@ class Outbox:
         """Bytes waiting to be written, apart from control frames."""
         return self._frames_bytes + self._large_bytes
 
-    @property
-    def largest(self) -> int:
-        """Bytes that are left of the largest message."""
-        return max((large.size for large in self.large.values()), default=0)
+    def is_beyond(self, most: int, request_id: int = 0) -> bool:
+        """Whether more than `most` bytes are queued, without the largest message.
+
+        However long that is under way, small calls pass it. What is queued for `request_id` itself counts in any case.
+        """
+        queued = self._frames_bytes + self._large_bytes
+        if queued <= most:
+            return False
+        large = chain(self.large.items(), self._held.items())
+        return queued - max((message.size for id_, message in large if id_ != request_id), default=0) > most
 
     def __len__(self) -> int:
         return len(self._control) + len(self._frames) + len(self.large) + len(self._unsent)
@@ -161,18 +189,21 @@ class Outbox:
     def put_message(self, request_id: int, frames: Frames) -> int:
         """Queue a message of any size; return its first frame's ticket. Messages of one id keep their order."""
         first, rest = frames
-        large = self.large.get(request_id) if self.large else None
+        large = (self.large.get(request_id) or self._held.get(request_id)) if self.large else None
         if large is not None:
             # An earlier message of this stream is still going out in chunks; overtaking it would reorder the items.
-            large.messages.append(_alone(first))
-            if rest is not None:
-                large.messages.append(rest)
-            self._count_large(large, message_size(frames))
+            size = message_size(frames)
+            large.messages.append((_whole(frames), size))
+            self._count_large(large, size)
             return large.ticket
+        if rest is None:
+            return self.put(first)
+        size = message_size(frames)
         ticket = self.put(first)
-        if rest is not None:
-            large = self.large[request_id] = _Large(ticket, deque([rest]))
-            self._count_large(large, message_size(frames) - len(first))
+        large = _Large(ticket, deque([(rest, size)]))
+        self._count_large(large, size - len(first))
+        self._held[request_id] = large
+        self._go_on()
         return ticket
 
     def withdraw(self, request_id: int, ticket: int, *, streaming: bool = False) -> bool:
@@ -196,11 +227,26 @@ class Outbox:
         self._frames_bytes -= len(self._frames[place])
         self._frames[place] = b""
 
-    def stop_sending(self, request_id: int) -> None:
-        """Leave out what remains of a large message: its call has ended."""
+    def stop_sending(self, request_id: int) -> bool:
+        """Leave out what remains of a large message: its call has ended. False if nothing did."""
         large = self.large.pop(request_id, None) if self.large else None
         if large is not None:
-            self._large_bytes -= large.size
+            self._under_way -= large.under_way
+        elif not self._held or (large := self._held.pop(request_id, None)) is None:
+            return False
+        self._large_bytes -= large.size
+        self._go_on()
+        return True
+
+    def _go_on(self) -> None:
+        """Let out those that are held, first come, first served, as far as the peer takes them."""
+        while self._held:
+            request_id, large = next(iter(self._held.items()))
+            if self.large and self._under_way + large.under_way > self.most_at_once:
+                return
+            del self._held[request_id]
+            self.large[request_id] = large
+            self._under_way += large.under_way
 
     @property
     def idle(self) -> bool:
@@ -226,8 +272,9 @@ class Outbox:
         self._control.clear()
         self._frames.clear()
         self.large.clear()
+        self._held.clear()
         self._unsent.clear()
-        self._frames_bytes = self._large_bytes = 0
+        self._frames_bytes = self._large_bytes = self._under_way = 0
         if callable(self._corked or self._parked):  # There is no writer, and need not be one any more.
             self._corked = self._parked = None
         self.finish()
@@ -321,6 +368,8 @@ class Outbox:
             report()
         if self.on_progress is not None:
             self.on_progress()
+        if self.on_room is not None:
+            self.on_room()
 
     def _take(self, now: float | None = None) -> list[Bytes]:
         """The next batch, in the order of rule 3."""
@@ -362,23 +411,31 @@ class Outbox:
         return restamp(frame, self.deadline_of(frame_id(frame)) - now)
 
     def _next_chunk(self) -> list[Bytes]:
-        """One chunk of the message whose turn it is; then that message goes to the end of the ring."""
-        request_id = next(iter(self.large), None)
-        if request_id is None:
-            return []
-        large = self.large.pop(request_id)
-        if large.ticket >= self.taken:
-            # The batch limit has left its first frame in line.
-            self.large[request_id] = large
-            return []
-        while large.messages:
-            for chunk in large.messages[0]:
+        """One chunk of the message whose turn it is; then that message goes to the end of the ring.
+
+        Of those that the peer has been told of, as a batch may have left a first frame in line: it waits for the rest of
+        a message only for so long (`frame_timeout`), and not for those of others to begin.
+        """
+        while True:
+            request_id = next((id_ for id_, large in self.large.items() if large.ticket < self.taken), None)
+            if request_id is None:
+                return []
+            large = self.large.pop(request_id)
+            for chunk in large.messages[0][0]:
                 self.large[request_id] = large
                 self._count_large(large, -sum(map(len, chunk)))
                 return chunk
-            large.messages.popleft()
-        self._count_large(large, -large.size)
-        return []
+            self._end_message(request_id, large)
+
+    def _end_message(self, request_id: int, large: _Large) -> None:
+        """The first of its messages is out. Others of the same stream wait behind those that are held."""
+        self._under_way -= large.under_way
+        large.messages.popleft()
+        if large.messages:
+            self._held[request_id] = large
+        else:
+            self._count_large(large, -large.size)
+        self._go_on()
 
     def _count_large(self, large: _Large, change: int) -> None:
         large.size += change

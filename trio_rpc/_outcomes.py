@@ -24,8 +24,9 @@ from ._errors import (
     Unauthenticated,
     Unimplemented,
 )
-from ._failures import Failures
+from ._failures import MAX_TEXT, Failures
 from ._methods import RemoteMethod
+from ._text import readable
 from ._util import locate
 from .wire import EndReceived, ErrorReceived, Outcome, ResponseReceived
 
@@ -102,12 +103,12 @@ def _failed(error: ErrorReceived, failures: Failures, peer: str) -> BaseExceptio
 
 
 def _refused(error: ErrorReceived, _failures: Failures, peer: str) -> BaseException:
-    kind = REFUSALS.get(error.code)
-    return kind(error.message, peer=peer) if kind is not None else Refused(error.message, code=error.code, peer=peer)
+    kind, text = REFUSALS.get(error.code), readable(error.message, MAX_TEXT)
+    return kind(text, peer=peer) if kind is not None else Refused(text, code=error.code, peer=peer)
 
 
 def _stopped(error: ErrorReceived, _failures: Failures, peer: str) -> BaseException:
-    return RemoteCancelled(error.message, code=error.code, may_have_run=error.started, peer=peer)
+    return RemoteCancelled(readable(error.message, MAX_TEXT), code=error.code, may_have_run=error.started, peer=peer)
 
 
 _TELL: dict[Outcome, Callable[[ErrorReceived, Failures, str], BaseException]] = {

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import trio
 
 from ._call import Interceptor
 from ._caller import Caller
-from ._config import Limits, PoolLimits, RetryPolicy
+from ._config import Limits, PoolLimits
 from ._connection import Connection
 from ._errors import PoolClosed
+from ._origin import Origin, ProcessCredentials, origin_of
 from ._placement import Route
+from ._policies import RetryPolicy
 from ._target import Target
 from ._timer import Timer
 from ._waiting import WaitingLine
@@ -67,7 +69,8 @@ class Peer(Target):
                 interceptors=interceptors,
             )
         )
-        self.principal = principal
+        self.principal: Any = principal
+        self._origin: Origin | None = None
         self._connection = connection
         connection.room_watchers.append(self._on_room)
 
@@ -85,16 +88,26 @@ class Peer(Target):
         return self._connection.remote.services
 
     @property
-    def certificate(self) -> Any:
-        """The peer's TLS certificate as `ssl.SSLSocket.getpeercert()` gives it; None without one."""
-        stream = self._connection.stream
-        return stream.getpeercert() if isinstance(stream, trio.SSLStream) else None
+    def origin(self) -> Origin:
+        """Where the connection comes from, or goes to, as far as that is known without asking the peer."""
+        if self._origin is None:
+            self._origin = origin_of(self._connection.stream, self._connection.address)
+        return self._origin
+
+    @property
+    def certificate(self) -> Mapping[str, Any] | None:
+        """The peer's TLS certificate as `ssl.SSLSocket.getpeercert()` gives it; None without one that was verified."""
+        return self.origin.certificate
 
     @property
     def tls(self) -> str | None:
         """The TLS version in use, like `TLSv1.3`, or None on a plain transport."""
-        stream = self._connection.stream
-        return stream.version() if isinstance(stream, trio.SSLStream) else None
+        return self.origin.tls
+
+    @property
+    def process(self) -> ProcessCredentials | None:
+        """The process at the other end of a UNIX socket, on Linux; elsewhere None."""
+        return self.origin.process
 
     def _pick(self, _route: Route | None) -> Connection | None:
         if not self._connection.usable:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 
+from ._config import Limits
 from ._errors import Code, RemoteProtocolError
 from ._incoming import Incoming, Served
 from ._outbox import Outbox
@@ -16,27 +17,23 @@ from .wire import Outcome, Protocol
 
 __all__ = ["Refusals", "excessive", "is_full", "unknown"]
 
-QUEUE_FACTOR = 4
-"""Requests refused as Overloaded without a pause, or refused and not read, in units of `max_in_flight`, before the
-connection is closed."""
-
 
 class Refusals:
     """Says no, and counts how often that was not read."""
 
-    __slots__ = ("_max_in_flight", "_outbox", "_owed", "_protocol")
+    __slots__ = ("_most", "_outbox", "_owed", "_protocol")
 
-    def __init__(self, outbox: Outbox, protocol: Protocol, max_in_flight: int) -> None:
+    def __init__(self, outbox: Outbox, protocol: Protocol, limits: Limits) -> None:
         self._outbox = outbox
         self._protocol = protocol
-        self._max_in_flight = max_in_flight
+        self._most = limits.excess_factor * limits.max_in_flight
         self._owed = 0
         """Those that the transport has not taken yet."""
 
     def refuse(self, request_id: int, code: Code, text: str, outcome: Outcome) -> None:
         """Answer ahead of others, as no frame of that id can be in the queue. Raises RemoteProtocolError if it is too much."""
         self._owed += 1
-        if self._owed > QUEUE_FACTOR * self._max_in_flight:
+        if self._owed > self._most:
             raise RemoteProtocolError("the peer goes on sending requests, and does not read that they are refused")
         self._protocol.forget(request_id)  # Its items may have begun to arrive right behind it.
         frame, _ = self._protocol.error(request_id, code, outcome, False, text)
@@ -46,12 +43,13 @@ class Refusals:
         self._owed -= 1
 
 
-def excessive(most: int, in_a_row: int) -> str:
+def excessive(limits: Limits, in_a_row: int) -> str:
     """Why a request beyond `max_in_flight` is refused, `in_a_row` of them with none between that was taken.
 
     Raises RemoteProtocolError if these are too many.
     """
-    if in_a_row > QUEUE_FACTOR * most:
+    most = limits.max_in_flight
+    if in_a_row > limits.excess_factor * most:
         raise RemoteProtocolError("the peer goes on sending requests far beyond max_in_flight")
     return f"{most} calls are running on this connection already (max_in_flight)"
 

@@ -10,18 +10,21 @@ from typing import Any
 import trio
 
 from ._backoff import delay_before
-from ._config import Backoff
+from ._contained import parted
 from ._dialler import Site
 from ._endpoint import Endpoint, endpoints
 from ._errors import ConnectError, RpcError
 from ._events import Events
+from ._logs import limited
+from ._policies import Backoff
 from ._statistics import Connectivity
+from ._text import described, shown
 from ._upstream import Upstream
 from .resolvers import Polled
 
 __all__ = ["Roster"]
 
-log = logging.getLogger("trio_rpc.pool")
+log = limited(logging.getLogger("trio_rpc.pool"))
 
 _BEST_FIRST = (
     Connectivity.READY,
@@ -130,7 +133,9 @@ class Roster:
                         failures = 0
                         self._take(found, site_of)
                     return
-                except Exception as exc:
+                except BaseException as exc:
+                    if parted(exc, KeyboardInterrupt)[0] is not None:
+                        raise
                     failures += 1
                     self._note_failure(exc)
                 await trio.sleep(delay_before(failures + 1, backoff, draw))
@@ -149,10 +154,10 @@ class Roster:
         elif not self.upstreams:
             self._fail(ConnectError(f"{self.target} has no endpoint", peer=self.target))
 
-    def _note_failure(self, exc: Exception) -> None:
-        error = ConnectError(f"cannot resolve {self.target}: {exc!r}", peer=self.target)
+    def _note_failure(self, exc: BaseException) -> None:
+        error = ConnectError(f"cannot resolve {self.target}: {described(exc)}", peer=self.target)
         error.__cause__ = exc
-        log.warning("%s", error)
+        log.warning("%s", shown(error.message, 300))
         self._fail(error)
 
     def _note_look(self, problem: str) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import ssl
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 import trio
 
-from ._address import Address, listen
+from ._accepting import AnyListener
+from ._address import Address, is_loopback
 from ._call import Interceptor
 from ._checks import check_type
-from ._config import AdaptiveLimit, Heartbeat, ServerLimits
+from ._config import Heartbeat, ServerLimits
 from ._dispatch import Authorize
-from ._server import AnyListener, Server, keep_serving
+from ._listening import listen
+from ._policies import AdaptiveLimit
+from ._server import Server, keep_serving
 from ._settings import CODECS, Authenticate, ServerSettings
+from ._tls import ContextSource
 
 __all__ = ["open_server", "serve", "serve_listeners", "serve_stream"]
 
@@ -29,7 +33,7 @@ async def open_server(
     *,
     limits: ServerLimits = ServerLimits(),  # noqa: B008 - frozen
     heartbeat: Heartbeat = Heartbeat(),  # noqa: B008 - frozen
-    ssl_context: ssl.SSLContext | None = None,
+    ssl_context: ContextSource | None = None,
     authenticate: Authenticate | None = None,
     authorize: Authorize | None = None,
     allow_insecure: bool = False,
@@ -52,7 +56,7 @@ async def open_server(
         adaptive=adaptive,
     )
     server = Server(services, settings)
-    listeners = await _listen_all(_places(address, settings))
+    listeners = await _listen_all(_places(address, settings), limits.backlog)
     addresses = [str(getattr(listener, "address", None) or repr(listener)) for listener in listeners]
     async with keep_serving(server, listeners, addresses):
         yield server
@@ -66,15 +70,17 @@ def _places(address: Place | Sequence[Place], settings: ServerSettings) -> list[
     for place in places:
         if isinstance(place, Address):
             _check_exposure(place, settings)
+        else:
+            _check_listener(place, settings)
     return places
 
 
-async def _listen_all(places: Sequence[Address | AnyListener]) -> Sequence[AnyListener]:
+async def _listen_all(places: Sequence[Address | AnyListener], backlog: int) -> Sequence[AnyListener]:
     """Open all listeners, or none."""
     listeners: list[AnyListener] = []
     try:
         for place in places:
-            listeners += await listen(place) if isinstance(place, Address) else [place]
+            listeners += await listen(place, backlog) if isinstance(place, Address) else [place]
     except BaseException:
         for listener in listeners:
             await trio.aclose_forcefully(listener)
@@ -89,8 +95,21 @@ def _check_exposure(address: Address, settings: ServerSettings) -> None:
             f"{address} and ssl_context do not go together: tls:// needs an ssl_context for the server's certificate, "
             "and tcp:// takes none"
         )
-    secured = ssl_context is not None or settings.authenticate is not None
-    if not (address.is_local or secured or settings.allow_insecure):
+    if not address.is_local:
+        _check_secured(address, settings)
+
+
+def _check_listener(listener: AnyListener, settings: ServerSettings) -> None:
+    """One of the user's own, as far as its socket tells: what does TLS by itself has none here."""
+    sock: Any = getattr(listener, "socket", None)
+    if getattr(sock, "family", None) in (socket.AF_INET, socket.AF_INET6):
+        host, port = sock.getsockname()[:2]
+        if not is_loopback(host):
+            _check_secured(Address("tcp", host, port), settings)
+
+
+def _check_secured(address: Address, settings: ServerSettings) -> None:
+    if settings.ssl_context is None and settings.authenticate is None and not settings.allow_insecure:
         raise ValueError(
             f"{address} can be reached from other machines without TLS or authentication: give an ssl_context or "
             "authenticate=, listen on 127.0.0.1, or say allow_insecure=True"
@@ -103,7 +122,7 @@ async def serve(
     *,
     limits: ServerLimits = ServerLimits(),  # noqa: B008 - frozen
     heartbeat: Heartbeat = Heartbeat(),  # noqa: B008 - frozen
-    ssl_context: ssl.SSLContext | None = None,
+    ssl_context: ContextSource | None = None,
     authenticate: Authenticate | None = None,
     authorize: Authorize | None = None,
     allow_insecure: bool = False,
@@ -124,23 +143,22 @@ async def serve(
             or several of these. Port 0 takes any free one.
         limits: sizes and times, see `ServerLimits`.
         heartbeat: when a silent client is pinged and given up.
-        ssl_context: for `tls://`, with the server's certificate; with `verify_mode = CERT_REQUIRED` for mutual TLS.
-        authenticate: `authenticate(credentials, address)` returns the principal or raises Unauthenticated, async or
-            not; asked once for each connection. Equal principals are one: for limits, and for idempotency keys.
+        ssl_context: for `tls://`, or a function that gives it for each handshake. All addresses speak TLS then, UNIX too.
+        authenticate: `authenticate(credentials, origin)`, async or not, returns the principal or an `Identity`, or raises
+            Unauthenticated; asked once for each connection. Equal principals are one: for limits and idempotency keys.
         authorize: `authorize(peer, method)` says whether this peer may call this method; a plain function.
         allow_insecure: listen beyond this machine without TLS or authentication.
         interceptors: wrap every handler; the first is the outermost. A call whose idempotency key has a handler, or a
-            result, already runs none, and passes none: whether it may be made is for `authorize` to say.
+            result, runs none and passes none: whether it may be made is for `authorize` to say.
         debug: send the text and traceback of undeclared exceptions to the caller. Never for strangers.
         codecs: the codecs that clients may choose from: an allowlist.
         adaptive: a limit on handlers at once that follows the latency, beside those in `limits`.
         task_status: for `nursery.start`; it gets the Server once it listens.
 
-    Resource handling: when it returns or raises, no connection, handler or listener is left. Cancelling it cancels
-    and joins the handlers, and tells their callers, before anything is closed.
+    Resource handling: when it ends, nothing is left. Cancelling it cancels and joins the handlers, and tells callers.
 
-    Error handling: nothing that a peer or a handler does ends it. OSError if an address cannot be listened on; before
-    anything is opened, TypeError or ValueError for services, addresses and options that cannot be meant.
+    Error handling: no peer and no handler ends it. OSError if an address cannot be listened on, or accepting fails there
+    for good, which drains the server first (10 s). Before anything is opened, TypeError or ValueError for bad options.
     """
     options: dict[str, Any] = {
         "limits": limits,

@@ -2,48 +2,62 @@
 
 from __future__ import annotations
 
+import inspect
 import ssl
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import attrs
 
+from ._authentication import Authenticate
 from ._call import Interceptor
-from ._checks import of, shown
-from ._config import (
-    AdaptiveLimit,
-    Balance,
-    CircuitBreaker,
-    Heartbeat,
-    HedgePolicy,
-    LeastInFlight,
-    OutlierEjection,
-    PoolLimits,
-    PowerOfTwo,
-    RetryPolicy,
-    RoundRobin,
-    ServerLimits,
-)
+from ._checks import brief, of
+from ._config import Heartbeat, PoolLimits, ServerLimits
 from ._credentials import Credentials, checked
 from ._dispatch import Authorize
 from ._peer import Peer
+from ._policies import (
+    AdaptiveLimit,
+    Balance,
+    CircuitBreaker,
+    HedgePolicy,
+    LeastInFlight,
+    OutlierEjection,
+    PowerOfTwo,
+    RetryPolicy,
+    RoundRobin,
+)
+from ._tls import ContextSource, check_side
 from .wire import Metadata
 
-__all__ = ["CODECS", "CONTEXTS", "Authenticate", "PoolSettings", "Prepare", "ServerSettings"]
+__all__ = ["CODECS", "Authenticate", "PoolSettings", "Prepare", "ServerSettings", "check_context"]
 
 Prepare = Callable[[Peer], Awaitable[object]]
 """`on_connect(peer)`: awaited for each new connection before calls go there."""
 
-Authenticate = Callable[[Mapping[str, Any], str], Any]
-"""`authenticate(credentials, address)` returns the principal, or raises Unauthenticated; it may be async."""
-
 CODECS = ("msgpack", "json")
 """What clients may speak unless told otherwise."""
 
-CONTEXTS = "write ssl.create_default_context(...)"
-"""What to do about an `ssl_context` that is none."""
-
 Attribute: TypeAlias = "attrs.Attribute[Any]"
+
+
+def check_context(value: object, *, server_side: bool) -> None:
+    """Raise TypeError for what can be no `ssl_context`: None, a context, or a plain function that returns one."""
+    if isinstance(value, ssl.SSLContext):
+        check_side(value, server_side=server_side)
+    if value is None or isinstance(value, ssl.SSLContext):
+        return
+    if isinstance(value, type) or not callable(value):
+        raise TypeError(
+            f"ssl_context must be an SSLContext, a function that returns one, or None, not {brief(value)}: "
+            "write ssl.create_default_context(...)"
+        )
+    if inspect.iscoroutinefunction(value):
+        raise TypeError("ssl_context is asked at each handshake and is not awaited: write a plain function")
+
+
+def _context(_instance: object, _attribute: object, value: Any) -> None:
+    check_context(value, server_side=True)
 
 
 def _function(example: str) -> Callable[[object, Attribute, Any], None]:
@@ -51,7 +65,7 @@ def _function(example: str) -> Callable[[object, Attribute, Any], None]:
 
     def check(_instance: object, attribute: Attribute, value: Any) -> None:
         if value is not None and not callable(value):
-            raise TypeError(f"{attribute.name} must be a function, `{example}`, or None, not {shown(value)}")
+            raise TypeError(f"{attribute.name} must be a function, `{example}`, or None, not {brief(value)}")
 
     return check
 
@@ -60,24 +74,24 @@ def _interceptors(_instance: object, attribute: Attribute, value: Any) -> None:
     name = attribute.name
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         advice = f": write {name}=[{getattr(value, '__name__', '...')}]" if callable(value) else ""
-        raise TypeError(f"{name} must be a list of async functions, not {shown(value)}{advice}")
+        raise TypeError(f"{name} must be a list of async functions, not {brief(value)}{advice}")
     for index, item in enumerate(value):
         if isinstance(item, type) or not callable(item):
             raise TypeError(
-                f"{name}[{index}] must be a function, `async def interceptor(call, call_next)`, not {shown(item)}"
+                f"{name}[{index}] must be a function, `async def interceptor(call, call_next)`, not {brief(item)}"
             )
 
 
 def _codecs(_instance: object, _attribute: object, value: Any) -> None:
     if isinstance(value, str):
-        raise TypeError(f"codecs must be a list of names, not {shown(value)}: write codecs=[{value!r:.80}]")
+        raise TypeError(f"codecs must be a list of names, not {brief(value)}: write codecs=[{value!r:.80}]")
     if isinstance(value, bytes) or not isinstance(value, Collection):
-        raise TypeError(f"codecs must be a list of names like 'msgpack', not {shown(value)}")
+        raise TypeError(f"codecs must be a list of names like 'msgpack', not {brief(value)}")
     if not value:
         raise ValueError(f"codecs is empty, so that no client could connect: name some, like {list(CODECS)}")
     for name in value:
         if not isinstance(name, str):
-            raise TypeError(f"codecs must hold names like 'msgpack', not {shown(name)}")
+            raise TypeError(f"codecs must hold names like 'msgpack', not {brief(name)}")
 
 
 def _metadata(_instance: object, attribute: Attribute, value: Any) -> None:
@@ -88,7 +102,7 @@ def _metadata(_instance: object, attribute: Attribute, value: Any) -> None:
         raise TypeError(f"{attribute.name} must be a mapping of texts, or None, not of type {type(value).__name__}")
     for key, item in value.items():
         if not isinstance(key, str):
-            raise TypeError(f"{attribute.name} must have texts as keys, not {shown(key)}")
+            raise TypeError(f"{attribute.name} must have texts as keys, not {brief(key)}")
         if not isinstance(item, str | bytes):
             raise TypeError(f"{attribute.name}[{key!r:.80}] must be a text or bytes, not of type {type(item).__name__}")
 
@@ -151,11 +165,9 @@ class ServerSettings:
 
     limits: ServerLimits = attrs.field(factory=ServerLimits, validator=of(ServerLimits, advice=_SIDES))
     heartbeat: Heartbeat = attrs.field(factory=Heartbeat, validator=_HEARTBEAT)
-    ssl_context: ssl.SSLContext | None = attrs.field(
-        default=None, validator=of(ssl.SSLContext, none=True, advice=CONTEXTS)
-    )
+    ssl_context: ContextSource | None = attrs.field(default=None, validator=_context)
     authenticate: Authenticate | None = attrs.field(
-        default=None, validator=_function("async def authenticate(credentials, address)")
+        default=None, validator=_function("async def authenticate(credentials, origin)")
     )
     authorize: Authorize | None = attrs.field(default=None, validator=_function("def authorize(peer, method)"))
     allow_insecure: bool = attrs.field(default=False, validator=of(bool))

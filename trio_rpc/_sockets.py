@@ -16,6 +16,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import struct
+import sys
 from collections.abc import Callable, Sequence
 
 import trio
@@ -23,7 +25,11 @@ from trio.lowlevel import notify_closing, wait_readable, wait_writable
 
 from .wire import Bytes
 
-__all__ = ["SocketStream"]
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
+__all__ = ["SocketStream", "own"]
 
 RECEIVE_SIZE = 64 * 1024
 """Measured: 16 KiB and 256 KiB are both slower for small calls."""
@@ -33,6 +39,10 @@ FLOOD_SIZE = 2 * 1024 * 1024
 SHALLOW_SEND = 16 * 1024
 """Unsent bytes in the kernel; Trio's own choice for all of its sockets."""
 SHALLOW_RECEIVE = 128 * 1024
+AT_ONCE = struct.pack("ii", 1, 0)
+"""SO_LINGER: no time to linger."""
+BYTES_ACKED = 120
+"""Where tcpi_bytes_acked, 8 bytes, is in Linux's struct tcp_info."""
 MAX_PARTS = 64
 """Buffers for one sendmsg, far below IOV_MAX (1024)."""
 
@@ -85,11 +95,11 @@ class SocketStream(trio.abc.HalfCloseableStream):
                     self._narrow()
             return data
 
-    def receive_at_once(self) -> bytes | None:
+    def receive_at_once(self, max_bytes: int = RECEIVE_SIZE) -> bytes | None:
         """What has arrived already: None if nothing has, b"" at the end."""
         self._check_open()
         try:
-            return self.socket.recv(RECEIVE_SIZE)
+            return self.socket.recv(max_bytes)
         except BlockingIOError:
             return None
         except OSError as exc:
@@ -143,6 +153,32 @@ class SocketStream(trio.abc.HalfCloseableStream):
         self.close()
         await trio.lowlevel.checkpoint()
 
+    @property
+    def under_way(self) -> int:
+        """Bytes that the kernel has taken and the peer's machine has not acknowledged; 0 where that is not to be had."""
+        if sys.platform != "linux" or self.socket.family not in (socket.AF_INET, socket.AF_INET6):
+            return 0
+        try:
+            return int.from_bytes(fcntl.ioctl(self.socket, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except (OSError, ValueError):  # It is closed.
+            return 0
+
+    @property
+    def acknowledged(self) -> int:
+        """Bytes that the peer's machine has acknowledged, where `under_way` is to be had."""
+        if sys.platform != "linux":
+            return 0
+        try:
+            info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, BYTES_ACKED + 8)
+        except OSError:
+            return 0
+        return int.from_bytes(info[BYTES_ACKED:], sys.byteorder)
+
+    def abandon(self) -> None:
+        """Have `close` reset the connection: nothing that is still in the kernel is sent, and the peer is told at once."""
+        with contextlib.suppress(OSError):
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, AT_ONCE)
+
     def close(self) -> None:
         """Close without a checkpoint."""
         if self.socket.fileno() != -1:
@@ -168,3 +204,9 @@ class SocketStream(trio.abc.HalfCloseableStream):
         if exc.errno in (errno.EBADF, errno.ENOTSOCK):
             return trio.ClosedResourceError("this socket was closed on our side")
         return trio.BrokenResourceError(f"socket connection broken: {exc}")
+
+
+def own(sock: trio.socket.SocketType) -> socket.socket:
+    """Take a socket out of Trio's wrapper, to read and write it ourselves."""
+    family, kind, proto = sock.family, sock.type, sock.proto
+    return socket.socket(family, kind, proto, fileno=sock.detach())

@@ -193,6 +193,14 @@ class ServerStatistics:
     """Connections that are open, after their HELLO."""
     handshaking: int
     """Connections that have not said HELLO yet."""
+    max_connections: int | None
+    """Most of both at once: as configured, or what the process has descriptors for, if that is less; None for no bound."""
+    accept_queue: int | None
+    """Connections that wait to be accepted, at the listener whose queue is the fullest; of TCP on Linux, else None."""
+    accept_queue_limit: int | None
+    """How many that queue holds: `backlog`, as the kernel has clipped it."""
+    listen_overflows: int | None
+    """Connections that found such a queue full since the start, of all programs in this network namespace (Linux)."""
     in_flight: int
     """Handlers that have not ended, those of lost connections included."""
     calling_back: int
@@ -223,8 +231,10 @@ class ServerStatistics:
     """Connections drained because of `max_age`."""
     closed_idle: int
     """Connections drained because of `max_idle`."""
+    closed_expired: int
+    """Connections whose credentials expired, or were revoked, while they were open."""
     accept_errors: int
-    """Failed accepts; each was tried again."""
+    """Failed accepts; each was tried again, unless the server has ended with it."""
     joined: int
     """Calls with an idempotency key that joined a handler under way."""
     replayed: int
@@ -244,6 +254,7 @@ class ServerCounters:
     accept_errors: int = 0
     closed_age: int = 0
     closed_idle: int = 0
+    closed_expired: int = 0
     joined: int = 0
     replayed: int = 0
 

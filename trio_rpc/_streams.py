@@ -13,10 +13,9 @@ are quick, and fewer if either side works on them for more than RUN_SECONDS.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar, final
 
 import trio
@@ -229,12 +228,16 @@ class ReceiveStream(trio.abc.ReceiveChannel[T], Generic[T]):
         """Credit goes to `granter`, under this id."""
         self._granter, self._id = granter, request_id
 
-    def feed(self, batch: ItemsReceived) -> None:
-        """A batch arrived. Raises RemoteProtocolError if the peer had no credit for it."""
-        if batch.metadata:
-            self.metadata.update(batch.metadata)
+    def add_metadata(self, metadata: Mapping[str, str | bytes], most: int) -> None:
+        """What came along with items, or with the end. Of all that comes in one stream `most` entries are kept."""
+        for key, value in metadata.items():
+            if len(self.metadata) < most or key in self.metadata:
+                self.metadata[key] = value
+
+    def feed(self, batch: ItemsReceived) -> bool:
+        """A batch arrived; False if nobody wants it. Raises RemoteProtocolError if the peer had no credit for it."""
         if self._closed or self._ended is not None:
-            return
+            return False
         if (
             self._unconsumed + self._owed >= self._window
             or self._unconsumed_items + self._owed_items >= self._window_items
@@ -245,12 +248,15 @@ class ReceiveStream(trio.abc.ReceiveChannel[T], Generic[T]):
         self._unconsumed_items += batch.count
         self._batches.append(batch)
         self._parking.wake()
+        return True
 
-    def end(self, reason: BaseException) -> None:
-        """No more will come: EndOfChannel, or the error that ends the stream behind its last item."""
-        if self._ended is None:
-            self._ended = reason
-            self._parking.wake()
+    def end(self, reason: BaseException) -> bool:
+        """No more will come: EndOfChannel, or the error that ends the stream behind its last item. False if it has ended."""
+        if self._ended is not None:
+            return False
+        self._ended = reason
+        self._parking.wake()
+        return True
 
     @property
     def exhausted(self) -> bool:
@@ -260,6 +266,10 @@ class ReceiveStream(trio.abc.ReceiveChannel[T], Generic[T]):
 
 class ItemSender(Protocol):
     """What a sending half needs of its connection."""
+
+    def has_room(self, outbound: Outbound[Any], request_id: int) -> bool:
+        """Whether items may be sent now; if not, `outbound.resume` is called when that may have changed."""
+        ...
 
     def send_items(self, request_id: int, count: int, payload: bytes, blobs: Sequence[Bytes]) -> int:
         """Queue a batch; return what it costs in credit. Raises EncodeError if the peer does not accept its size."""
@@ -276,6 +286,7 @@ class Outbound(Generic[T]):
         self._sender = sender
         self._id = request_id
         self._credit, self._credit_items = window, window_items
+        self._window, self._window_items = window, window_items
         self._encode = encode
         self._gathered: list[T] = []
         self._limit = 1
@@ -301,7 +312,12 @@ class Outbound(Generic[T]):
         """Send what is gathered as far as the credit goes. Never raises: an error waits for `room`."""
         self._began = None
         while (
-            self._gathered and self._credit > 0 and self._credit_items > 0 and not self._stopped and self._error is None
+            self._gathered
+            and self._credit > 0
+            and self._credit_items > 0
+            and not self._stopped
+            and self._error is None
+            and self._sender.has_room(self, self._id)
         ):
             try:
                 self._send_batch(self._gathered[: min(self._limit, self._credit_items)])
@@ -333,7 +349,7 @@ class Outbound(Generic[T]):
             self._limit = max(1, self._limit // 2)
 
     async def room(self) -> None:
-        """Wait until everything gathered is sent and there is credit for more; a checkpoint."""
+        """Wait until everything gathered is sent, and there is credit and room for more; a checkpoint."""
         parked = False
         if self._began is not None and trio.current_time() - self._began > RUN_SECONDS:
             self._limit = max(1, self._limit // 4)  # What is sent now doubles it.
@@ -344,7 +360,12 @@ class Outbound(Generic[T]):
                 raise error
             if self._stopped:
                 raise Stopped
-            if not self._gathered and self._credit > 0 and self._credit_items > 0:
+            if (
+                not self._gathered
+                and self._credit > 0
+                and self._credit_items > 0
+                and self._sender.has_room(self, self._id)
+            ):
                 break
             await self._parking.wait()
             parked = True
@@ -352,20 +373,29 @@ class Outbound(Generic[T]):
             await checkpoint()
 
     async def finish(self) -> None:
-        """Wait until the last item is sent: what `flush` had to leave for lack of credit.
+        """Wait until the last item is sent: what `flush` had to leave for lack of credit, or of room.
 
         Returns as well once the consumer has left: nothing is owed to it then, and the producer has ended already.
         """
-        with contextlib.suppress(Stopped):
-            while self._gathered or self._error is not None:
-                await self.room()
+        self.flush()
+        while self._gathered and self._error is None:
+            await self._parking.wait()
+            self.flush()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
 
     # -- told by the connection's reader: synchronous --------------------------------------------------------------
 
-    def grant(self, size: int, items: int) -> None:
-        """The peer's consumer took so much."""
-        self._credit += size
-        self._credit_items += items
+    def grant(self, size: int, items: int) -> bool:
+        """The peer's consumer took so much; False if that is more than it was sent, of which it gets no credit."""
+        credit, credit_items = self._credit + size, self._credit_items + items
+        self._credit, self._credit_items = min(credit, self._window), min(credit_items, self._window_items)
+        self._parking.wake()
+        return credit == self._credit and credit_items == self._credit_items
+
+    def resume(self) -> None:
+        """There may be room for more."""
         self._parking.wake()
 
     def stop(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from ._contract import Shape
 from ._methods import RemoteMethod, compile_contract
 from ._options import CallOptions
+from .codecs import Bounds
 
 if TYPE_CHECKING:
     from ._caller import Caller
@@ -38,20 +39,20 @@ class _Stub:
         )
 
 
-_stubs: dict[tuple[Any, str], type[_Stub]] = {}
+_stubs: dict[tuple[Any, str, Bounds], type[_Stub]] = {}
 
 
 def make_stub(caller: Caller, contract: Callable[..., S], options: CallOptions) -> S:
-    """The contract's methods over `caller`; the class behind it is made once for each contract and codec."""
-    key = (contract, caller.codec)
+    """The contract's methods over `caller`; the class behind it is made once for each contract, codec and bounds."""
+    key = (contract, caller.codec, caller.bounds)
     stub_class = _stubs.get(key)
     if stub_class is None:
-        stub_class = _stubs[key] = _stub_class(contract, caller.codec)
+        stub_class = _stubs[key] = _stub_class(contract, caller.codec, caller.bounds)
     return cast("S", stub_class(caller, options))
 
 
-def _stub_class(contract: Any, codec: str) -> type[_Stub]:
-    spec, methods = compile_contract(contract, codec)
+def _stub_class(contract: Any, codec: str, bounds: Bounds) -> type[_Stub]:
+    spec, methods = compile_contract(contract, codec, bounds)
     namespace: dict[str, Any] = {name: _function(name, method) for name, method in methods.items()}
     namespace |= {"__slots__": (), "_service": spec.name, "__doc__": f"A stub of {spec.name}."}
     return type(f"{spec.name}Stub", (_Stub,), namespace)

@@ -24,6 +24,7 @@ from ._ejection import Tally
 from ._errors import RpcError
 from ._placement import dials_wanted, least_in_flight, oldest_first
 from ._statistics import Connectivity, EventKind, PoolCounters
+from ._text import shown
 from ._timer import Timer
 from ._vetting import Vetting
 from ._waiting import WaitingLine
@@ -313,8 +314,8 @@ class Upstream:
             return
         self.vetting.begin(connection, nursery, self._owner.opened(self, connection))
 
-    def _reject(self, connection: Connection, error: Exception) -> None:
-        self._closing_connections[connection] = f"it could not be prepared: {error}"
+    def _reject(self, connection: Connection, error: BaseException) -> None:
+        self._closing_connections[connection] = f"it could not be prepared: {shown(error, 300)}"
         self.dialler.note_failure(error, connection.opened_at, self.dialler.failures)
         connection.retire()
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._errors import CodecError
 
 __all__ = ["fixup_module_metadata", "locate"]
+
+_PLACE_IN_BATCH = re.compile(r"^[$]\[[0-9]+\]")
 
 
 def fixup_module_metadata(namespace: dict[str, Any], module_name: str) -> None:
@@ -23,12 +28,15 @@ def fixup_module_metadata(namespace: dict[str, Any], module_name: str) -> None:
             thing.__module__ = module_name
 
 
-def locate(error: Exception, where: str, *, item: bool = False) -> None:
+def locate(error: CodecError, where: str, *, item: bool = False) -> None:
     """Put in front of an error's message where it happened.
 
     `item`: the error is about one item of a batch; its place in the batch is an accident and is left out of the path.
     """
-    message = str(error.args[0])
-    if item:
-        message = re.sub(r"^[$]\[[0-9]+\]", "$", message)
-    error.args = (f"{where}: {message}", *error.args[1:])
+    error.args = (_located(str(error.args[0]), where, item), *error.args[1:])
+    if error.outline:
+        error.outline = _located(error.outline, where, item)
+
+
+def _located(message: str, where: str, item: bool) -> str:
+    return f"{where}: {_PLACE_IN_BATCH.sub('$', message) if item else message}"

@@ -11,7 +11,10 @@ import trio
 
 from ._backoff import delay_before
 from ._connection import Connection
+from ._contained import parted
 from ._errors import ConnectError, RpcError, Unimplemented
+from ._logs import limited
+from ._text import shown
 from ._timer import Moment
 
 if TYPE_CHECKING:
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Vetting"]
 
-log = logging.getLogger("trio_rpc.pool")
+log = limited(logging.getLogger("trio_rpc.pool"))
 
 HEALTH_WATCH, SERVING = "Health.watch", "SERVING"
 """What `trio_rpc.health` serves."""
@@ -42,7 +45,7 @@ class Vetting:
         *,
         tell: Callable[[EventKind, str], object],
         passed: Callable[[Connection], object],
-        failed: Callable[[Connection, Exception], object],
+        failed: Callable[[Connection, BaseException], object],
         changed: Callable[[Connection], object],
     ) -> None:
         self.held: dict[Connection, set[str]] = {}
@@ -113,12 +116,14 @@ class Vetting:
         else:
             await self._follow_health(connection, self._owner.health_check)
 
-    async def _prepare(self, connection: Connection, prepare: Callable[[], Awaitable[object]]) -> Exception | None:
+    async def _prepare(self, connection: Connection, prepare: Callable[[], Awaitable[object]]) -> BaseException | None:
         timeout = self._owner.limits.connect_timeout
         with trio.move_on_after(math.inf if timeout is None else timeout):
             try:
                 await prepare()
-            except Exception as exc:
+            except BaseException as exc:
+                if parted(exc, KeyboardInterrupt)[0] is not None:
+                    raise
                 return exc
             return None
         text = f"{connection.address} was not prepared within {timeout:g} s (connect_timeout)"
@@ -138,7 +143,7 @@ class Vetting:
                 self._note_health(connection, None)
                 return
             except RpcError as exc:
-                log.info("the health of %s is not known: %s", connection.address, exc)
+                log.info("the health of %s is not known: %s", connection.address, shown(exc.message))
                 self._note_health(connection, f"its health is not known: {exc.message}")
             failures += 1
             await trio.sleep(delay_before(failures + 1, self._owner.limits.connect_backoff, self._owner.draw))

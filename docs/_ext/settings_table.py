@@ -16,13 +16,15 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from trio_rpc import _config
+import trio_rpc
+from trio_rpc._checks import describe
+from trio_rpc._config import KIB, MIB
 
 
 def shown(name: str, default: Any) -> str:
     """A default as a reader writes it: sizes in KiB and MiB, the rest as in Python."""
     if isinstance(default, int) and name.endswith(("size", "bytes", "window")):
-        for unit, size in (("MiB", _config.MIB), ("KiB", _config.KIB)):
+        for unit, size in (("MiB", MIB), ("KiB", KIB)):
             if default >= size and default % size == 0:
                 return f"{default // size} {unit}"
     if attrs.has(type(default)):
@@ -32,13 +34,13 @@ def shown(name: str, default: Any) -> str:
 
 
 class Settings(SphinxDirective):
-    """The argument names a class of `trio_rpc._config`; each cell is parsed as Markdown."""
+    """The argument names a class of `trio_rpc`; each cell is parsed as Markdown."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """Build the table."""
-        settings = _config.describe(getattr(_config, self.arguments[0]))
+        settings = describe(getattr(trio_rpc, self.arguments[0]))
         body = [self.row(f"`{name}`", shown(name, default), meaning) for name, default, meaning in settings]
         columns = [nodes.colspec(colwidth=width) for width in (20, 20, 60)]
         head = nodes.thead("", self.row("Setting", "Default", "Meaning"))

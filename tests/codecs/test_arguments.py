@@ -91,7 +91,7 @@ def test_a_misuse_is_a_type_error_of_the_caller(
 def test_a_misuse_that_arrives_is_refused(
     codec: str, function: Callable[..., None], args: Any, kwargs: Any, message: str
 ) -> None:
-    """With the same words, whatever the form on the wire."""
+    """W18: with the same words, whatever the form on the wire."""
     payload, _ = adapter_for(codec).carrier(Any).encode({"*": list(args), **kwargs} if kwargs else list(args))
     with pytest.raises(DecodeError, match=message):
         carrier(codec, function).decode(payload, ())

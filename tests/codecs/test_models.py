@@ -54,3 +54,14 @@ def test_models_are_strict(codec: str, model: Any) -> None:
     for bad in (changed, FIELDS, None):
         with pytest.raises(EncodeError, match=r"^\$\[0\]"):
             carrier.encode([bad])
+
+
+def test_a_model_full_of_errors_is_told_in_one_sentence(codec: str, model: Any) -> None:
+    """W13: a description of each would take seconds; one that is too large for that is refused before it is looked at."""
+    adapter = adapter_for(codec)
+    plain = adapter.carrier(Any).decode(adapter.carrier(model).encode(model(**FIELDS))[0], ())
+    many = "1000 of its values do not fit" if hasattr(model, "model_fields") else r"\.tags\[0\]: "
+    for count, text in ((1000, many), (120_000, r"max_values|\.tags\[0\]: ")):
+        payload, _ = adapter.carrier(Any).encode(plain | {"tags": [1] * count})
+        with pytest.raises(DecodeError, match=text):
+            adapter.carrier(model).decode(payload, ())

@@ -26,7 +26,7 @@ async def test_the_handler_has_ended_when_the_block_is_left(autojump_clock: trio
 
 
 async def test_the_wait_is_bounded_and_an_orphan_keeps_its_slot(autojump_clock: trio.testing.MockClock) -> None:
-    """1: after `cancel_wait` the caller goes on; the orphan is counted, and its place is free when it has ended."""
+    """P08, 1: after `cancel_wait` the caller goes on; the orphan is counted, and its place is free when it has ended."""
     lab = Lab()
     limits = PoolLimits(max_in_flight=1, max_connections=1, cancel_wait=1)
     async with open_loopback(lab, limits=limits) as pool:
@@ -89,7 +89,7 @@ async def test_cancel_wait_may_be_chosen_for_one_stub(autojump_clock: trio.testi
 
 
 async def test_a_result_that_won_is_returned(autojump_clock: trio.testing.MockClock) -> None:
-    """1: the terminal frame decides: what the handler returned in spite of CANCEL is the call's result."""
+    """S01, 1: the terminal frame decides: what the handler returned in spite of CANCEL is the call's result."""
     result = None
     async with open_loopback(Lab()) as pool:
         with trio.move_on_after(1) as scope:
@@ -130,7 +130,7 @@ async def test_otherwise_trios_own_cancelled_goes_on(autojump_clock: trio.testin
 
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_an_unsent_call_is_taken_back(autojump_clock: trio.testing.MockClock, streaming: bool) -> None:
-    """1: a call that the transport never had is withdrawn: no join, no CANCEL, and nothing of it is sent later."""
+    """S08, 1: a call that the transport never had is withdrawn: no join, no CANCEL, and nothing of it is sent later."""
     lab, freeze = Lab(), Freeze(direction="sending")
     async with (
         open_loopback(lab, wrap=lambda stream: FaultyStream(stream, freeze)) as pool,
@@ -236,7 +236,7 @@ async def test_without_patience_nobody_waits(autojump_clock: trio.testing.MockCl
 
 
 async def test_outside_cancellation_joins_before_the_streams_are_closed(autojump_clock: trio.testing.MockClock) -> None:
-    """1: a scope around the whole pool cancels and joins its calls while the pool's I/O goes on."""
+    """P12, 1: a scope around the whole pool cancels and joins its calls while the pool's I/O goes on."""
     lab = Lab()
     with trio.move_on_after(1) as scope:
         async with open_loopback(lab) as pool:

@@ -162,7 +162,7 @@ async def test_over_a_slow_wire_the_slack_is_two_round_trips(autojump_clock: tri
 @pytest.mark.parametrize("shape", ["unary", "client_stream", "server_stream", "bidi"])
 @pytest.mark.parametrize("how", ["passed", "cancelled"])
 async def test_already_expired_nothing_is_sent(autojump_clock: trio.testing.MockClock, shape: str, how: str) -> None:
-    """2: with no time left nothing is sent, and Trio raises what is due: bare, in the task that called."""
+    """S03, 2: with no time left nothing is sent, and Trio raises what is due: bare, in the task that called."""
     lab, recorder = Lab(), Recorder(direction="sending")
     async with open_loopback(lab, wrap=lambda stream: FaultyStream(stream, recorder)) as pool:
         stub = pool.stub(Lab)

@@ -47,7 +47,9 @@ def kinds(chunks: list[bytes]) -> list[int]:
 
 
 async def test_a_silent_server_is_given_up_on_time(autojump_clock: trio.testing.MockClock) -> None:
-    """3: silent for `interval` and `timeout`: all calls fail at that very second, in one tick, as PeerUnresponsive."""
+    """N03, Rule 5, 3: silent for `interval` and `timeout`: all calls fail at that very second, in one tick, as
+    PeerUnresponsive.
+    """
     freeze = Freeze()
     places: list[int] = []
     heartbeat, limits = Heartbeat(10, 5), PoolLimits(max_connections=1)
@@ -72,7 +74,7 @@ async def test_a_silent_server_is_given_up_on_time(autojump_clock: trio.testing.
 
 
 async def test_a_silent_clients_handlers_are_cancelled_on_time(autojump_clock: trio.testing.MockClock) -> None:
-    """3: the server does the same: its handlers for a silent client end at that very second."""
+    """N02, N03, Rule 5, 3: the server does the same: its handlers for a silent client end at that very second."""
     lab, freeze = Lab(), Freeze()
     listener = MemoryListener(wrap=lambda stream: FaultyStream(stream, freeze))
     async with (
@@ -139,7 +141,7 @@ async def test_any_inbound_byte_is_life(autojump_clock: trio.testing.MockClock) 
 
 
 async def test_a_loop_that_was_late_reads_first(autojump_clock: trio.testing.MockClock) -> None:
-    """3: a pong that has arrived while our loop was late counts, whichever task the loop runs first."""
+    """N19, Rule 6, 3: a pong that has arrived while our loop was late counts, whichever task the loop runs first."""
     late_pong = Delay(4.9, direction="receiving")
     for _ in range(12):
         async with open_loopback(
@@ -154,7 +156,7 @@ async def test_a_loop_that_was_late_reads_first(autojump_clock: trio.testing.Moc
 
 
 async def test_a_loop_that_was_late_gives_a_full_timeout(autojump_clock: trio.testing.MockClock) -> None:
-    """3: after a stall of our own, the peer gets a full `timeout` after a ping that really left."""
+    """N19, Rule 6, 3: after a stall of our own, the peer gets a full `timeout` after a ping that really left."""
     line = Freeze(direction="receiving")
     async with open_loopback(Lab(), heartbeat=Heartbeat(10, 5), wrap=lambda stream: FaultyStream(stream, line)) as pool:
         await pool.connect()
@@ -223,7 +225,7 @@ async def test_a_server_that_takes_no_bytes_is_given_up(autojump_clock: trio.tes
 
 
 async def test_a_client_that_takes_no_bytes_is_given_up(autojump_clock: trio.testing.MockClock) -> None:
-    """3: the same on the serving side, for a caller that does not read its results."""
+    """R05, Rule 14, 3: the same on the serving side, for a caller that does not read its results."""
     listener = MemoryListener(capacity=1000)
     async with open_server(Lab(), listener, heartbeat=OFF, limits=ServerLimits(write_timeout=7)) as server:
         client = RawClient(await listener.connect())
@@ -266,7 +268,9 @@ async def test_calls_back_fail_with_the_connection_too(autojump_clock: trio.test
 
 
 async def test_a_slow_link_is_no_dead_peer(autojump_clock: trio.testing.MockClock) -> None:
-    """3: what counts is progress: a large upload at 8 KiB/s takes minutes, and neither ping nor write_timeout ends it."""
+    """N10, 3: what counts is progress: a large upload at 8 KiB/s takes minutes, and neither ping nor write_timeout ends
+    it.
+    """
     slow = Trickle(1024, 0.125, direction="sending")
     listener = MemoryListener(wrap=lambda stream: FaultyStream(stream, slow))
     async with (

@@ -130,7 +130,9 @@ async def _raises(kind: type[Exception], may_have_run: bool, call: Any) -> BaseE
 async def test_what_was_written_may_have_run_and_the_rest_goes_elsewhere(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """4: at a loss, the call that the transport had may have run; the one still in the queue is made elsewhere, unseen."""
+    """S12, 4: at a loss, the call that the transport had may have run; the one still in the queue is made elsewhere,
+    unseen.
+    """
     lab, freeze = Flaky(), Freeze(direction="sending")
     listener = MemoryListener(wrap=lambda stream: FaultyStream(stream, freeze))
     results: list[int] = []
@@ -187,7 +189,7 @@ async def test_our_own_errors_out_of_a_handler_are_remote_errors(
 async def test_what_may_have_run_is_retried_only_if_idempotent(
     autojump_clock: trio.testing.MockClock, name: str, runs: int, attempts: int
 ) -> None:
-    """4: after a loss an idempotent method is tried again, as often as the policy says; any other is not."""
+    """S15, 4: after a loss an idempotent method is tried again, as often as the policy says; any other is not."""
     lab, listener = Flaky(), MemoryListener()
     lab.hook = lambda: listener.connections[-1].close()  # type: ignore[attr-defined]
     policy = RetryPolicy(attempts=attempts)

@@ -108,7 +108,9 @@ async def test_a_subclass_travels_as_the_nearest_named_class() -> None:
     "fault", [ValueError("secret text"), Unprintable(), StopIteration(1), SystemExit("secret text")]
 )
 async def test_what_is_not_declared_stays_at_home(caplog: pytest.LogCaptureFixture, fault: BaseException) -> None:
-    """5: anything else is a RemoteError with an error id that finds text and traceback in the server's log only."""
+    """P05, X10, Rule 13, 5: anything else is a RemoteError with an error id that finds text and traceback in the
+    server's log only.
+    """
     service = Failing()
     service.fault = fault
     async with open_loopback(service) as pool:
@@ -131,7 +133,7 @@ async def test_debug_tells_the_text() -> None:
 
 
 async def test_groups_cross_as_groups() -> None:
-    """5: an ExceptionGroup arrives as one, with its structure, so that `except*` works on it."""
+    """P07, 5: an ExceptionGroup arrives as one, with its structure, so that `except*` works on it."""
     service = Failing()
     service.fault = ExceptionGroup("two", [Shortage("A"), ExceptionGroup("inner", [Typed(1), ValueError("secret")])])
     async with open_loopback(service) as pool:
@@ -143,7 +145,7 @@ async def test_groups_cross_as_groups() -> None:
 
 
 async def test_an_error_in_a_stream_comes_behind_its_items() -> None:
-    """5: a generator's declared error is raised where the next item would have been."""
+    """S17, 5: a generator's declared error is raised where the next item would have been."""
     service = Failing()
     service.fault = Shortage("A-3")
     async with open_loopback(service) as pool:
@@ -165,7 +167,9 @@ async def test_a_handler_may_choose_its_code() -> None:
 
 @pytest.mark.parametrize("name", ["bad_result", "bad_item", "bad_metadata", "bad_metadata_at_the_end"])
 async def test_what_cannot_be_sent_costs_its_own_call(name: str) -> None:
-    """5 and 7: a result, item or metadata that cannot be encoded fails its call, and nothing else on the connection."""
+    """W17, 5 and 7: a result, item or metadata that cannot be encoded fails its call, and nothing else on the
+    connection.
+    """
     async with open_loopback(Failing()) as pool:
         stub = pool.stub(Failing)
         with pytest.raises(RemoteError):

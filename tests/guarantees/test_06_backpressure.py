@@ -86,7 +86,7 @@ async def test_memory_is_bounded_by_credit(autojump_clock: trio.testing.MockCloc
 
 
 async def test_a_slow_consumer_stalls_no_neighbour(autojump_clock: trio.testing.MockClock) -> None:
-    """6: beside streams whose consumers sleep, calls and other streams take no time, on the same one connection."""
+    """S18, 6: beside streams whose consumers sleep, calls and other streams take no time, on the same one connection."""
     async with open_loopback(Lab(), limits=PoolLimits(max_connections=1), capacity=4 * KIB) as pool:
         stub = pool.stub(Lab)
         async with stub.count(pad=1 * KIB), stub.count(), stub.doubled(numbers(10**9)):
@@ -112,7 +112,9 @@ async def _echo_large(stub: Lab) -> None:
 
 
 async def test_small_calls_pass_large_messages(autojump_clock: trio.testing.MockClock) -> None:
-    """6: a message of 2 MB goes in chunks, and small calls and pings get in between, with a slow line and no loss."""
+    """N10, S19, 6: a message of 2 MB goes in chunks, and small calls and pings get in between, with a slow line and no
+    loss.
+    """
     line = Trickle(16 * KIB, 0.025, direction="sending")  # The large message takes 3 s.
     heartbeat = Heartbeat(0.5, 1)
     async with open_loopback(
@@ -150,7 +152,9 @@ async def test_large_messages_take_turns(autojump_clock: trio.testing.MockClock)
 
 
 async def test_a_cancellation_passes_a_large_message(autojump_clock: trio.testing.MockClock) -> None:
-    """6 and 1: CANCEL goes ahead of all that is queued, and what is left of its own request is not sent any more."""
+    """Rule 2, 6 and 1: CANCEL goes ahead of all that is queued, and what is left of its own request is not sent any
+    more.
+    """
     line, recorder = Trickle(16 * KIB, 0.025, direction="sending"), Recorder(direction="sending")
     slow_answers = Delay(0.5, direction="receiving")
     async with open_loopback(
@@ -169,7 +173,9 @@ async def test_a_cancellation_passes_a_large_message(autojump_clock: trio.testin
 
 
 async def test_a_clogged_client_is_served_no_more(autojump_clock: trio.testing.MockClock) -> None:
-    """6 and 7: results that their caller does not read are bounded: further requests are refused, then it is closed."""
+    """R05, 6 and 7: results that their caller does not read are bounded: further requests are refused, then it is
+    closed.
+    """
     listener = MemoryListener(capacity=16 * KIB)
     limits = ServerLimits(max_queued_bytes=1024 * KIB, write_timeout=None)
     async with open_server(Lab(), listener, limits=limits, heartbeat=Heartbeat(None)):

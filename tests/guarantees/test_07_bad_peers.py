@@ -82,7 +82,7 @@ AFTER_HELLO = {
 
 @pytest.mark.parametrize("name", BEFORE_HELLO)
 async def test_who_is_no_client_is_closed(autojump_clock: trio.testing.MockClock, name: str) -> None:
-    """7: whatever speaks something else is closed at its first bytes."""
+    """W01, W07, 7: whatever speaks something else is closed at its first bytes."""
     async with bad_and_good() as (client, _, server):
         await client.stream.send_all(BEFORE_HELLO[name])
         with trio.fail_after(1), pytest.raises((trio.BrokenResourceError, trio.EndOfChannel)):
@@ -94,7 +94,7 @@ async def test_who_is_no_client_is_closed(autojump_clock: trio.testing.MockClock
 
 
 async def test_who_says_nothing_is_closed(autojump_clock: trio.testing.MockClock) -> None:
-    """7: the handshake has a bound in time, and one byte now and then does not extend it."""
+    """R06, Rule 14, 7: the handshake has a bound in time, and one byte now and then does not extend it."""
     async with bad_and_good() as (client, _, server):
         assert server.statistics().connections == 1
         for byte in client.protocol.greeting()[:4]:
@@ -109,7 +109,9 @@ async def test_who_says_nothing_is_closed(autojump_clock: trio.testing.MockClock
 async def test_who_breaks_the_rules_is_closed(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    """7: a frame or state fault ends that connection at once, cancels its handlers, and logs one line."""
+    """W03, W08, W09, W19, S07, 7: a frame or state fault ends that connection at once, cancels its handlers, and logs
+    one line.
+    """
     async with bad_and_good() as (client, lab, server):
         await client.greet()
         caplog.clear()
@@ -156,7 +158,9 @@ async def test_a_handler_that_takes_long_to_end_holds_no_broken_connection_open(
 
 
 async def test_a_slot_is_held_until_the_handler_has_ended(autojump_clock: trio.testing.MockClock) -> None:
-    """7: rapid reset: a request that is cancelled at once takes its place until its handler has really ended."""
+    """R10, Rule 8, 7: rapid reset: a request that is cancelled at once takes its place until its handler has really
+    ended.
+    """
     async with bad_and_good() as (client, lab, server):
         await client.greet()
         for _ in range(4):
@@ -176,7 +180,7 @@ async def test_a_slot_is_held_until_the_handler_has_ended(autojump_clock: trio.t
 
 
 async def test_who_goes_on_far_beyond_the_limit_is_closed(autojump_clock: trio.testing.MockClock) -> None:
-    """7: refusals are bounded as well: four times `max_in_flight` without a pause, and the connection is closed."""
+    """R16, 7: refusals are bounded as well: four times `max_in_flight` without a pause, and the connection is closed."""
     async with bad_and_good() as (client, lab, _):
         await client.greet()
         for _ in range(4):
@@ -193,7 +197,7 @@ async def test_who_goes_on_far_beyond_the_limit_is_closed(autojump_clock: trio.t
 
 
 async def test_a_flood_of_pings_is_closed(autojump_clock: trio.testing.MockClock) -> None:
-    """7: pings far beyond what the HELLO announced end the connection; a patient pinger is answered."""
+    """R12, 7: pings far beyond what the HELLO announced end the connection; a patient pinger is answered."""
     async with bad_and_good() as (client, _, _):
         await client.greet()
         for _ in range(30):
@@ -205,7 +209,7 @@ async def test_a_flood_of_pings_is_closed(autojump_clock: trio.testing.MockClock
 
 
 async def test_an_honest_nursery_may_cancel_thousands(autojump_clock: trio.testing.MockClock) -> None:
-    """7: cancelling costs nothing inside the announced limits: 2,000 calls at once, again and again."""
+    """R10, 7: cancelling costs nothing inside the announced limits: 2,000 calls at once, again and again."""
     lab = Lab()
     limits = PoolLimits(max_in_flight=256, max_connections=1, max_waiting=None)
     async with open_loopback(lab, limits=limits) as pool:
@@ -231,7 +235,9 @@ BAD_SERVERS = {
 
 @pytest.mark.parametrize("name", BAD_SERVERS)
 async def test_a_bad_server_costs_its_own_connection(autojump_clock: trio.testing.MockClock, name: str) -> None:
-    """7: the calling side keeps the same rules: its calls there end as ConnectionLost, with the broken rule as cause."""
+    """S05, X16, 7: the calling side keeps the same rules: its calls there end as ConnectionLost, with the broken rule
+    as cause.
+    """
     ours, theirs = memory_pipe()
 
     async def misbehave() -> None:
@@ -249,7 +255,7 @@ async def test_a_bad_server_costs_its_own_connection(autojump_clock: trio.testin
 
 
 async def test_a_payload_that_does_not_decode_costs_its_own_call(autojump_clock: trio.testing.MockClock) -> None:
-    """7: where only the payload is bad, the connection and its other calls go on."""
+    """W10, 7: where only the payload is bad, the connection and its other calls go on."""
     async with bad_and_good() as (client, _, _):
         await client.greet()
         await client.send(frame(Kind.REQUEST, 1, b"\x08Lab.echo\xc1\xc1"))
@@ -267,7 +273,7 @@ class Plain(Lab):
 
 
 async def test_a_reset_does_not_end_the_server(autojump_clock: trio.testing.MockClock) -> None:
-    """7: a connection that breaks at any moment, even in the HELLO, ends itself and not the server."""
+    """Rule 1, 7: a connection that breaks at any moment, even in the HELLO, ends itself and not the server."""
     async with bad_and_good() as (client, _, server):
         await client.stream.send_all(client.protocol.greeting()[:7])
         await trio.testing.wait_all_tasks_blocked()
@@ -277,7 +283,7 @@ async def test_a_reset_does_not_end_the_server(autojump_clock: trio.testing.Mock
 
 
 async def test_a_handlers_worst_costs_its_own_call(autojump_clock: trio.testing.MockClock) -> None:
-    """7: a MemoryError of one handler is that call's failure."""
+    """P07, 7: a MemoryError of one handler is that call's failure."""
     async with open_loopback(Plain()) as pool:
         with pytest.raises(Exception, match=r"error id|internal|failed"):
             await pool.stub(Plain).crash()
@@ -325,7 +331,7 @@ def _cancelled(client: RawClient) -> bytes:
 async def test_who_does_not_read_the_refusals_is_closed(
     autojump_clock: trio.testing.MockClock, flood: Callable[[RawClient], bytes]
 ) -> None:
-    """7: what is answered without a handler is bounded as well, where nobody takes the answers."""
+    """R05, 7: what is answered without a handler is bounded as well, where nobody takes the answers."""
     limits = ServerLimits(max_in_flight=16, max_queued_bytes=64 * 1024, write_timeout=None)
     lab, listener = Lab(), MemoryListener(capacity=4 * 1024)
     async with open_server(lab, listener, limits=limits, heartbeat=Heartbeat(interval=None)):

@@ -47,7 +47,7 @@ async def test_nothing_is_left_of_a_pool_and_a_server(heartbeat: Heartbeat) -> N
 
 
 async def test_nothing_is_left_where_nobody_answers(autojump_clock: trio.testing.MockClock) -> None:
-    """8: a pool whose dials hang or fail is left at once, with calls still waiting in line."""
+    """S13, 8: a pool whose dials hang or fail is left at once, with calls still waiting in line."""
 
     async def hang() -> trio.abc.Stream:
         await trio.sleep_forever()
@@ -79,7 +79,9 @@ async def _raises_closed(may_have_run: bool, call: Any) -> None:
 async def test_the_bodys_own_exception_comes_out_bare(
     autojump_clock: trio.testing.MockClock, error: Exception, scoped: bool
 ) -> None:
-    """8: the very object that the body raised, groups untouched; even where a scope around it is cancelled meanwhile."""
+    """P12, 8: the very object that the body raised, groups untouched; even where a scope around it is cancelled
+    meanwhile.
+    """
     lab = Lab()
     with trio.CancelScope() as scope, pytest.raises(type(error)) as caught:
         async with open_loopback(lab) as pool:
@@ -95,7 +97,7 @@ async def test_the_bodys_own_exception_comes_out_bare(
 
 
 async def test_a_pool_closed_under_other_tasks(autojump_clock: trio.testing.MockClock) -> None:
-    """8: it cancels and joins their calls, each of which raises PoolClosed, and knows whether it may have run."""
+    """S13, 8: it cancels and joins their calls, each of which raises PoolClosed, and knows whether it may have run."""
     lab = Lab()
     limits = PoolLimits(max_in_flight=3, max_connections=1)
     async with open_loopback(lab, limits=limits) as pool, trio.open_nursery() as nursery:
@@ -144,7 +146,7 @@ async def test_a_result_that_came_first_is_returned_though_the_pool_closes(
 async def test_aclose_is_idempotent_and_returns_when_everything_is_gone(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """8: several tasks may close at once, and again; each returns after the end, not before."""
+    """S10, 8: several tasks may close at once, and again; each returns after the end, not before."""
     lab, ended = Lab(), []
     async with no_leaks() as watch, open_loopback(lab) as pool, trio.open_nursery() as nursery:
         watch.watch(pool)
@@ -217,7 +219,9 @@ async def test_background_failures_do_not_raise_into_the_block(autojump_clock: t
 
 
 async def test_wherever_a_pool_is_cancelled_nothing_is_left() -> None:
-    """8: cancelled at any checkpoint, from opening to leaving, a pool leaves no task, and its server no connection."""
+    """P12, 8: cancelled at any checkpoint, from opening to leaving, a pool leaves no task, and its server no
+    connection.
+    """
     lab, listener = Lab(), MemoryListener()
     async with open_server(lab, listener) as server:
 

@@ -142,7 +142,7 @@ async def test_what_was_accepted_is_finished_and_new_calls_wait_for_the_next(
 
 
 async def test_at_the_graces_end_handlers_are_cancelled(autojump_clock: trio.testing.MockClock) -> None:
-    """9: what has not ended within `grace` is cancelled, and its caller told: by the peer, it may have run."""
+    """P04, 9: what has not ended within `grace` is cancelled, and its caller told: by the peer, it may have run."""
     lab, listener = Lab(), MemoryListener()
     async with open_server(lab, listener) as server, open_pool(listener.connect) as pool:
         async with trio.open_nursery() as nursery:
@@ -203,7 +203,9 @@ async def test_a_second_drain_may_shorten_the_first(autojump_clock: trio.testing
 
 
 async def test_a_drainer_reads_on_and_refuses(autojump_clock: trio.testing.MockClock) -> None:
-    """9: on the wire: two GOAWAYs, refusals above the second's last id, answers below it, and the peer closes first."""
+    """P03, S14, 9: on the wire: two GOAWAYs, refusals above the second's last id, answers below it, and the peer closes
+    first.
+    """
     lab, listener = Lab(), MemoryListener()
     async with open_server(lab, listener) as server, trio.open_nursery() as nursery:
         client = RawClient(await listener.connect())

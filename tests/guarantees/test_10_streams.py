@@ -106,7 +106,9 @@ async def test_its_own_scope_sees_what_is_raised_at_its_yield(autojump_clock: tr
 
 @pytest.mark.parametrize("how", ["break", "error", "cancel"])
 async def test_left_early_its_finally_blocks_have_run(autojump_clock: trio.testing.MockClock, how: str) -> None:
-    """10: left early, the generator at its yield gets GeneratorExit or is cancelled, and the block waits for its end."""
+    """S17, 10: left early, the generator at its yield gets GeneratorExit or is cancelled, and the block waits for its
+    end.
+    """
     lab = Lab()
     async with open_loopback(lab) as pool, trio.open_nursery() as nursery:
         error = ValueError("the body's")

@@ -32,7 +32,9 @@ from trio_rpc.testing import MemoryListener, memory_pipe, open_loopback
 async def test_calls_beyond_the_limit_wait_first_come_first_served(
     autojump_clock: trio.testing.MockClock, ours: PoolLimits, theirs: ServerLimits
 ) -> None:
-    """11: beyond `max_in_flight`, ours or the one in the peer's HELLO, calls wait in order, and none is refused."""
+    """R16, R18, 11: beyond `max_in_flight`, ours or the one in the peer's HELLO, calls wait in order, and none is
+    refused.
+    """
     done: list[int] = []
     async with open_loopback(Lab(), limits=ours, server_limits=theirs) as pool:
         await pool.connect()
@@ -121,7 +123,9 @@ async def test_wait_for_ready_waits_as_long_as_the_caller_does(autojump_clock: t
 
 
 async def test_connect_timeout_covers_the_hello(autojump_clock: trio.testing.MockClock) -> None:
-    """11: a server that accepts and says nothing is given up after `connect_timeout`, and that is the cause."""
+    """Rule 12, Rule 14, 11: a server that accepts and says nothing is given up after `connect_timeout`, and that is the
+    cause.
+    """
     ends = []
 
     async def mute() -> trio.abc.Stream:

@@ -1,1 +1,1 @@
-"""Whether the promises about many servers hold: `python -m tests.proofs --help`."""
+"""Whether what is promised holds: `python -m tests.proofs --help`."""

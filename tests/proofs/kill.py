@@ -1,4 +1,5 @@
-"""kill -9, again and again: nothing idempotent is lost, nothing else runs twice, and `may_have_run=False` is the truth.
+"""P01, S15: kill -9, again and again: nothing idempotent is lost, nothing else runs twice, and `may_have_run=False` is
+the truth.
 
 Three groups of callers. The idempotent ones retry by the pool's own policy. The others must not run twice, which also
 judges each attempt that the pool tried again since it surely had not run. Callers bound to one server see that server's

@@ -1,4 +1,5 @@
-"""10,000 callers before four places: served first come, first served, and any of them may go at any moment.
+"""R18, S11, Rule 4: 10,000 callers before four places: served first come, first served, and any of them may go at any
+moment.
 
 The service runs in this process, so that what a caller's going meets is known from the public surface alone: it stood
 in line if the line became shorter by it, was in flight if its handler had begun, and had been handed over, which is

@@ -19,6 +19,8 @@ class Check:
 
     sentence: str
     holds: bool
+    promised: str = ""
+    """What was promised, where that is one line of the table in the reliability page; `sentence` is what was measured."""
 
 
 @dataclass
@@ -35,6 +37,10 @@ class Report:
         """Add a sentence that must hold."""
         self.checks.append(Check(sentence, holds))
 
+    def bar(self, promised: str, measured: str, holds: bool) -> None:
+        """Add a promise that has a line of its own in the reliability page."""
+        self.checks.append(Check(measured, holds, promised))
+
     @property
     def holds(self) -> bool:
         """True if everything holds; nothing at all proves nothing."""
@@ -50,7 +56,8 @@ class Report:
         console.print(table)
         for check in self.checks:
             verdict = "[green]holds[/]" if check.holds else "[bold red]FAILS[/]"
-            console.print(f"{verdict}: {escape(check.sentence)}", soft_wrap=True)
+            promised = f"{check.promised}: " if check.promised else ""
+            console.print(f"{verdict}: {escape(promised + check.sentence)}", soft_wrap=True)
         for detail in self.details:
             console.print(detail, style="dim", markup=False, soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""A rolling restart by SIGTERM: callers, in all call shapes, do not notice it."""
+"""N17, P03: a rolling restart by SIGTERM: callers, in all call shapes, do not notice it."""
 
 from __future__ import annotations
 

@@ -65,6 +65,11 @@ class Pipe:
             else:
                 await self.changed.park()
 
+    def inject(self, data: bytes) -> None:
+        """Bytes of somebody in the middle, behind what is under way."""
+        if not (self.closed_by_sender or self.broken):
+            self._put(data)
+
     def end(self) -> None:
         """The sender closes."""
         if not self.closed_by_sender:
@@ -87,8 +92,8 @@ class Pipe:
         self.parcels.append((trio.current_time() + self.weather.latency, data))
         self.changed.unpark_all()
 
-    async def receive(self) -> bytes:
-        """What arrives next; b"" at the end."""
+    async def receive(self, most: int | None) -> bytes:
+        """What arrives next, at most so many bytes; b"" at the end."""
         if self._due() <= trio.current_time():
             await checkpoint()
         while (due := self._due()) > trio.current_time():
@@ -100,7 +105,7 @@ class Pipe:
         if self.left == 0:
             self.link.reset()
             raise trio.BrokenResourceError("the connection was cut")
-        return self._take()
+        return self._take(most)
 
     def _due(self) -> float:
         if self.closed_by_receiver:
@@ -111,9 +116,9 @@ class Pipe:
             return math.inf
         return max(self.parcels[0][0], self.pausing_until, self.weather.frozen_until)
 
-    def _take(self) -> bytes:
+    def _take(self, most: int | None) -> bytes:
         due, parcel = self.parcels.popleft()
-        size = min(bound for bound in (len(parcel), self.weather.most, self.left) if bound is not None)
+        size = min(bound for bound in (len(parcel), self.weather.most, self.left, most) if bound is not None)
         if size < len(parcel) or not parcel:  # The end stays for whoever asks again.
             self.parcels.appendleft((due, parcel[size:]))
         if self.left is not None:
@@ -165,9 +170,12 @@ class End(trio.abc.Stream):
         await checkpoint()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """What has arrived; `max_bytes` is not asked for here."""
-        assert max_bytes is None
-        return await self._incoming.receive()
+        """What has arrived."""
+        return await self._incoming.receive(max_bytes)
+
+    def reset(self) -> None:
+        """Break the connection, for both sides."""
+        self._outgoing.link.reset()
 
     async def aclose(self) -> None:
         """Close: the other side receives the end."""

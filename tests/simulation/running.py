@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from itertools import repeat
@@ -46,9 +46,9 @@ def run_seed(seed: int) -> Report:
     return run_plan(make_plan(seed))
 
 
-def run_plan(plan: Plan) -> Report:
+def run_plan(plan: Plan, make_world: Callable[[Plan], World] = World) -> Report:
     """Live through one plan, in a run of Trio of its own, and judge what came of it."""
-    world = World(plan)
+    world = make_world(plan)
     with repeatable(plan.seed), _errors_logged() as errors:
         try:
             with _bounded():

@@ -116,7 +116,7 @@ def read(data: bytes, cuts: list[int]) -> list[dict[str, Any]]:
 
 @given(sessions, st.lists(st.integers(min_value=0), max_size=12))
 def test_split_anywhere_it_reads_the_same(session: list[Said], cuts: list[int]) -> None:
-    """Whole, in random pieces, and one byte at a time."""
+    """W05, N11: whole, in random pieces, and one byte at a time."""
     data = traffic(session)
     at_once = read(data, [])
     assert len(at_once) == 1 + len(session)
@@ -174,7 +174,7 @@ def test_junk_is_refused_in_a_sentence(junk: bytes) -> None:
     st.lists(st.integers(min_value=0), max_size=6),
 )
 def test_mutated_traffic(session: list[Said], mutations: list[tuple[int, int]], cuts: list[int]) -> None:
-    """A few wrong bytes are read or refused, never anything else, and the same however they are split."""
+    """W20: a few wrong bytes are read or refused, never anything else, and the same however they are split."""
     data = bytearray(traffic(session))
     start = len(traffic([]))
     for place, value in mutations:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from inspect import Parameter, Signature
 from typing import Any, Literal, Protocol, TypeAlias
 
 from .._errors import DecodeError, EncodeError
-from ._base import Buffer, Codec, receiving, sending
+from ._base import MAX_VALUES, Buffer, Codec, receiving, sending
+from ._cost import HOOK, charge, free_size, measured, spending
 from ._fast import Fast, fast_of
 from ._forms import Form, FormOf
-from ._misfit import Misfit, below, expected
+from ._misfit import Misfit, below, expected, refusal
 
 __all__ = ["ArgumentsCarrier", "ParameterLike"]
 
@@ -44,9 +46,17 @@ class ArgumentsCarrier:
     `{"*": [positional values], name: value}`.
     """
 
-    def __init__(self, codec: Codec, form_of: FormOf, parameters: Iterable[ParameterLike], name: str) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        form_of: FormOf,
+        parameters: Iterable[ParameterLike],
+        name: str,
+        max_values: int = MAX_VALUES,
+    ) -> None:
         parameters = list(parameters)
         self._codec = codec
+        self._max_values = max_values
         self._name = name
         self._signature = Signature([Parameter(p.name, p.kind, default=p.default) for p in parameters])
         self._names: list[str] = []
@@ -59,7 +69,12 @@ class ArgumentsCarrier:
         self._least, self._most = self._bounds()
         self._dumps = [(form.exact, form.dump) for form in self._positional]
         self._loads = [(form.exact, form.load) for form in self._positional]
+        self._free = free_size(max_values, max([HOOK, *(form.dense for form in self._forms())]))
         self._find_short_ways(self._rest, fast_of(codec))
+
+    def _forms(self) -> list[Form]:
+        others = [self._rest[1] if self._rest else None, self._other_keywords]
+        return [*self._positional, *self._keywords.values(), *filter(None, others)]
 
     def _find_short_ways(self, rest: tuple[str, Form] | None, fast: Fast | None) -> None:
         forms = [*self._positional, *([rest[1]] if rest else [])]
@@ -115,18 +130,24 @@ class ArgumentsCarrier:
 
     def decode(self, payload: bytes | memoryview, blobs: Sequence[bytes]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return `(args, kwargs)`. DecodeError, naming the argument and the path in it, for what does not fit."""
-        if self._readers and not blobs:
+        if (large := len(payload) > self._free) and spending.get() is None:
+            return measured(self._max_values, partial(self.decode, payload, blobs))
+        if self._readers and not blobs and not large:
             try:
                 return self._readers[payload[0]](payload), {}
             except Exception:  # the way below knows better, or says what is wrong
                 pass
-        wire = self._codec.decode(payload, blobs)
+        try:
+            wire = self._codec.decode(payload, blobs)
+        except DecodeError as error:
+            error.malformed = True
+            raise
         try:
             if blobs or type(wire) is not list or not self._least <= len(wire) <= self._most:
                 return receiving(self._load, wire, blobs)
             return tuple(wire if self._untyped else self._through(wire, self._loads, "load")), {}
         except Misfit as fault:
-            raise DecodeError(fault.at("")) from fault
+            raise refusal(fault, "") from fault
         except TypeError as error:
             raise DecodeError(str(error)) from error
 
@@ -153,6 +174,7 @@ class ArgumentsCarrier:
     def _through(self, values: Sequence[Any], rows: list[Row], way: Way) -> list[Any]:
         """Return positional values, each through the hook of its place."""
         if len(values) > len(rows) and self._rest is not None:
+            charge((len(values) - len(rows)) * (HOOK + self._rest[1].weight))
             rows = [*rows, *[(None, getattr(self._rest[1], way))] * (len(values) - len(rows))]
         out: list[Any] = []
         try:
@@ -165,6 +187,8 @@ class ArgumentsCarrier:
 
     def _load(self, wire: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, keywords = self._split(wire)
+        if keywords and self._other_keywords is not None:
+            charge(len(keywords) * (2 * HOOK + self._other_keywords.weight))
         if keywords or not self._least <= len(args) <= self._most:
             self._bind(args, keywords)
         values = self._through(args, self._loads, "load")

@@ -6,12 +6,18 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeAlias, TypeVar
 
+import attrs
+
+from .._config import Limits
+
 __all__ = [
     "BLOB_SIZE",
     "INT_MAX",
     "INT_MIN",
     "MAX_CONTAINERS",
     "MAX_DEPTH",
+    "MAX_VALUES",
+    "Bounds",
     "Buffer",
     "Codec",
     "flat",
@@ -30,11 +36,31 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 BLOB_SIZE = 64 * 1024
 """Bytes from which a buffer travels beside the payload, uncopied: one frame's worth of a stream window."""
 
-MAX_DEPTH = 64
+_DEFAULTS = Limits()
+
+MAX_DEPTH: int = _DEFAULTS.max_depth
 """Containers inside containers. Honest messages stay below 20; code that walks a value recursively survives 64."""
 
-MAX_CONTAINERS = 20_000
+MAX_CONTAINERS: int = _DEFAULTS.max_containers
 """Lists and maps in one message. 1 MiB of empty maps is a million objects (75 MiB, 0.1 s); 20,000 cost some 2 ms."""
+
+MAX_VALUES: int = _DEFAULTS.max_values
+"""Values in one message, each for what it costs to read; see `_cost`. 1 MiB of paths would take 1.6 s."""
+
+
+@attrs.frozen
+class Bounds:
+    """What one message may hold, whatever its bytes: see the settings of these names in `Limits`."""
+
+    max_depth: int = MAX_DEPTH
+    max_containers: int = MAX_CONTAINERS
+    max_values: int = MAX_VALUES
+
+    @classmethod
+    def of(cls, limits: Limits) -> Bounds:
+        """Return those of a connection's limits."""
+        return cls(limits.max_depth, limits.max_containers, limits.max_values)
+
 
 INT_MIN, INT_MAX = -(2**63), 2**64 - 1
 """What every codec carries as an integer; beyond it nothing is sent."""
@@ -43,9 +69,12 @@ INT_MIN, INT_MAX = -(2**63), 2**64 - 1
 class Codec(Protocol):
     """Plain values <-> bytes. Plain: None, bool, int, float, str, list, tuple (comes back a list), dict with str keys.
 
-    A codec may have two more attributes. `native`, a frozenset out of `{bytes, datetime}`, names what it carries
+    A codec may have three more attributes. `native`, a frozenset out of `{bytes, datetime}`, names what it carries
     besides; such values are then handed to it as they are, elsewhere they become text first (base64, ISO 8601).
     `placeholder(index)` makes the plain value that stands for `blobs[index]`; without it that is `{"$blob": index}`.
+    `limited(bounds)` returns the same codec with other bounds, for the pools and servers whose `Limits` say so; one
+    without it bounds messages as it likes, and of `max_values` only what is counted beside it holds: what the hooks of
+    types cost.
 
     Codecs are shared by all connections of a process, of every thread.
     """
@@ -70,7 +99,8 @@ class Codec(Protocol):
 # The buffers of the one message that is being encoded or decoded here; neither ever waits. Thus the hooks of places
 # typed bytes reach them, however deep they lie.
 outgoing: ContextVar[list[Buffer] | None] = ContextVar("outgoing", default=None)
-incoming: ContextVar[Sequence[bytes]] = ContextVar("incoming", default=())
+incoming: ContextVar[list[bytes | None]] = ContextVar("incoming")
+"""Each becomes None when its place has been found: a buffer in two places would be copied for each of a million."""
 
 
 def flat(view: memoryview) -> Buffer:
@@ -93,7 +123,7 @@ def receiving(hook: Callable[[Any], T], value: Any, blobs: Sequence[bytes]) -> T
     """Return `hook(value)`; placeholders in it find their buffers in `blobs`."""
     if not blobs:
         return hook(value)
-    token = incoming.set(blobs)
+    token = incoming.set(list(blobs))
     try:
         return hook(value)
     finally:

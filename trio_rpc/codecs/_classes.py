@@ -14,12 +14,22 @@ from typing import Any, TypeAlias, get_origin
 
 import attrs
 
+from ._cost import SPARSE, charge, weigh
 from ._forms import Form, FormOf, Parts, as_is, field_form
 from ._generics import field_types
 from ._misfit import Misfit, below, expected, name_of, step
 from ._typed_dicts import typed_dict_form
 
-__all__ = ["Field", "class_form", "declared", "dump_fields", "dump_rows", "fields_of", "has_fields", "load_fields"]
+__all__ = [
+    "Field",
+    "class_form",
+    "declared",
+    "dump_fields",
+    "dump_rows",
+    "fields_of",
+    "has_fields",
+    "load_fields",
+]
 
 Row: TypeAlias = tuple[str, type | None, Callable[[Any], Any]]
 """A field's name, the class whose own instances need no hook, and the hook: what a loop unpacks in one step."""
@@ -108,9 +118,14 @@ def class_form(type_: Any, begun: Callable[[Form], None], form_of: FormOf) -> Fo
         return typed_dict_form(type_, begun, form_of)
     record = _Record(cls, name_of(type_))
     form = Form(record.name, record.dump, record.load, {"map"}, (cls,))
-    begun(form)
+    begun(
+        form
+    )  # its weight and density, too, are those of a class that is not known, for what refers to it from within
     record.learn([field for field in fields_of(type_, form_of) if field.parameter])
     form.buffers = any(field.form.buffers for field in record.fields)
+    form.weight, form.dense = weigh(
+        (field.name, field.form.weight, field.form.dense, field.default is None) for field in record.fields
+    )
     form.parts = Parts(
         "fields", [field.form for field in record.fields], record.make, [field.name for field in record.fields]
     )
@@ -168,6 +183,7 @@ class _Record:
 
     def _load_sparse(self, value: dict[Any, Any], values: list[Any]) -> Any:
         """Go on behind `values`, as a field is missing. Nothing is loaded twice: in nested maps that would double."""
+        charge(SPARSE)
         arguments = self._named(values) | load_fields(self.fields[len(values) :], value)
         try:
             return self.cls(**arguments)

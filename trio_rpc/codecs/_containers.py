@@ -5,9 +5,10 @@ Each loop remembers where it is only by what it has built so far, so that a path
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+from ._cost import ENTRY, HOOK, charge
 from ._forms import Form, Key, Parts
 from ._misfit import Misfit, below, expected, step
 
@@ -21,6 +22,7 @@ def array_form(name: str, item: Form, accepted: tuple[type, ...], build: Callabl
     """
     dump_item, load_item = item.dump, item.load
     same, known, passes = item.untyped, bool(item.unchanged), item.unchanged.issuperset
+    kept, keeps, price = bool(item.kept), item.kept.issuperset, 1 + item.weight
 
     def dump(value: Any) -> Any:
         fits = isinstance(value, accepted)
@@ -33,10 +35,12 @@ def array_form(name: str, item: Form, accepted: tuple[type, ...], build: Callabl
     def load(value: Any) -> Any:
         if type(value) is not list:
             raise expected(name, value)
-        if not (same or (known and passes(map(type, value)))):
+        if not (same or (kept and keeps(map(type, value)))):
+            charge(len(value) * price)
             value = each(value, load_item)
         if build is list:
             return value
+        charge(2 * len(value))
         try:
             return build(value)
         except TypeError as error:
@@ -44,7 +48,9 @@ def array_form(name: str, item: Form, accepted: tuple[type, ...], build: Callabl
 
     exact = list if same and accepted == (list,) else None
     parts = Parts("list", [item], None if build is list else build)
-    return Form(name, dump, load, {"array"}, accepted, exact=exact, buffers=item.buffers, parts=parts)
+    form = Form(name, dump, load, {"array"}, accepted, exact=exact, buffers=item.buffers, parts=parts)
+    form.weight, form.dense = (HOOK, max(item.dense, 2)) if build is list else (4 * HOOK, max(item.dense, 1) + 2)
+    return form
 
 
 def each(values: Collection[Any], hook: Callable[[Any], Any]) -> list[Any]:
@@ -84,7 +90,10 @@ def tuple_form(name: str, items: list[Form]) -> Form:
         return out
 
     buffers, parts = any(item.buffers for item in items), Parts("tuple", items)
-    return Form(name, dump, load, {"array"}, (tuple,), buffers=buffers, parts=parts)
+    form = Form(name, dump, load, {"array"}, (tuple,), buffers=buffers, parts=parts)
+    form.weight = 8 * HOOK + sum(2 + item.weight for item in items)
+    form.dense = max([1 + form.weight / (1 + len(items)), *(item.dense for item in items)])
+    return form
 
 
 def map_form(name: str, key: Form, item: Form) -> Form:
@@ -98,25 +107,31 @@ def map_form(name: str, key: Form, item: Form) -> Form:
 def _map_form(name: str, key: Key, item: Form, plain_keys: set[type]) -> Form:
     dump_item, load_item = item.dump, item.load
     same, passes = item.untyped, item.unchanged.issuperset
+    keeps, price = item.kept.issuperset, HOOK + key.weight + item.weight
 
-    def whole(value: Any) -> bool:
+    def whole(value: Any, items_pass: Callable[[Iterable[type]], bool]) -> bool:
         """Whether nothing in it needs a hook."""
-        return plain_keys.issuperset(map(type, value)) and (same or passes(map(type, value.values())))
+        return plain_keys.issuperset(map(type, value)) and (same or items_pass(map(type, value.values())))
 
     def dump(value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise expected(name, value)
-        if type(value) is dict and whole(value):
+        if type(value) is dict and whole(value, passes):
             return value
         return _entries(value, key.dump, dump_item)
 
     def load(value: Any) -> Any:
         if type(value) is not dict:
             raise expected(name, value)
-        return value if whole(value) else _entries(value, key.load, load_item)
+        if whole(value, keeps):
+            return value
+        charge(len(value) * price)
+        return _entries(value, key.load, load_item)
 
     parts = Parts("map", [item]) if plain_keys else None
-    return Form(name, dump, load, {"map"}, (dict, Mapping), buffers=item.buffers, parts=parts)
+    form = Form(name, dump, load, {"map"}, (dict, Mapping), buffers=item.buffers, parts=parts)
+    form.weight, form.dense = 2 * HOOK, max(item.dense, (ENTRY + price) / 2)
+    return form
 
 
 def _entries(value: Mapping[Any, Any], on_key: Callable[[Any], Any], on_item: Callable[[Any], Any]) -> dict[Any, Any]:
@@ -143,9 +158,12 @@ def _pairs_form(name: str, key: Form, item: Form) -> Form:
     def load(value: Any) -> dict[Any, Any]:
         if type(value) is not list:
             raise expected(f"{name} as a list of pairs", value)
+        charge(len(value) * (HOOK + pair.weight))
         try:
             return dict(each(value, pair.load))
         except TypeError as error:
             raise Misfit(f"its keys cannot be in a dict: {error}") from None
 
-    return Form(name, dump, load, {"array"}, (dict, Mapping), buffers=pair.buffers)
+    return Form(
+        name, dump, load, {"array"}, (dict, Mapping), buffers=pair.buffers, weight=HOOK, dense=pair.dense + HOOK
+    )

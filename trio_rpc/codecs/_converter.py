@@ -20,13 +20,14 @@ import attrs
 import cattrs
 
 from ._base import Codec
+from ._choices import enum_form, literal_form
 from ._classes import class_form, has_fields
 from ._containers import array_form, map_form, tuple_form
 from ._forms import EVERY_KIND, Form, plain
 from ._generics import alias_value, fill
 from ._misfit import name_of
 from ._models import is_model, is_struct, model_form, struct_form
-from ._scalars import enum_form, literal_form, scalar_forms
+from ._scalars import scalar_forms
 from ._unions import union_form
 
 __all__ = ["Types"]
@@ -79,7 +80,7 @@ class Types:
         native: frozenset[type] = getattr(codec, "native", frozenset())
         placeholder = getattr(codec, "placeholder", lambda index: {"$blob": index})
         self.scalars = scalar_forms(native, placeholder)
-        self.scalars[dict] = attrs.evolve(plain("dict", dict), scalar=False)
+        self.scalars[dict] = attrs.evolve(plain("dict", dict), scalar=False, dense=2)
         self.converter = cattrs.Converter(detailed_validation=False)
         self._forms: dict[Any, Form] = {}
         self._install()

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import attrs
 
+from ._cost import HOOK, OWN, UNKNOWN
 from ._misfit import expected, name_of
 
 __all__ = ["EVERY_KIND", "KIND_OF", "Form", "FormOf", "Key", "Parts", "as_is", "field_form", "plain"]
@@ -25,10 +26,11 @@ def as_is(value: Any) -> Any:
 
 @attrs.frozen
 class Key:
-    """How a type travels as a map's key: as text."""
+    """How a type travels as a map's key: as text. `weight` is what `load` counts, as a form's."""
 
     dump: Hook
     load: Hook
+    weight: int = HOOK
 
 
 def _classes_in(exact: type | None) -> frozenset[type]:
@@ -68,6 +70,9 @@ class Form:
         buffers: whether a large buffer may lie in its values, so that `dump` must know where to put it.
         key: how it travels as a map's key, or None if it does not.
         parts: what it is made of, if that is all there is to say about it.
+        kept: all classes whose own instances `load` leaves as they are, whatever `dump` does with them.
+        weight: what one call of `load` counts in values, without the items of lists and maps, which they count themselves.
+        dense: the most values that a byte of its payload may count.
     """
 
     name: str
@@ -81,6 +86,9 @@ class Form:
     key: Key | None = None
     parts: Parts | None = None
     unchanged: frozenset[type] = attrs.Factory(lambda self: _classes_in(self.exact), takes_self=True)
+    kept: frozenset[type] = attrs.Factory(lambda self: self.unchanged, takes_self=True)
+    weight: int = OWN
+    dense: float = UNKNOWN
 
     @property
     def untyped(self) -> bool:
@@ -105,7 +113,8 @@ def plain(name: str, type_: type) -> Form:
             return value
         raise expected(name, value)
 
-    return Form(name, dump, load, {KIND_OF[type_]}, (type_,), exact=type_, scalar=True, buffers=False)
+    kinds = {KIND_OF[type_]}
+    return Form(name, dump, load, kinds, (type_,), exact=type_, scalar=True, buffers=False, weight=0, dense=1)
 
 
 def field_form(type_: Any, name: str, annotation: Any, form_of: FormOf) -> Form:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from typing import Any
 
+from .._errors import DecodeError, EncodeError
 from ._base import INT_MAX, INT_MIN
 
-__all__ = ["Misfit", "below", "describe", "expected", "in_range", "misfit", "name_of", "step"]
+__all__ = [
+    "Misfit",
+    "TooMuch",
+    "below",
+    "describe",
+    "expected",
+    "in_range",
+    "misfit",
+    "name_of",
+    "refusal",
+    "step",
+    "unsendable",
+]
 
 SHOWN = 80
 """Characters of a foreign value, or steps of a path, that a message repeats."""
+
+_KEYS = re.compile(r"\[[^0-9\]].*\]")
+"""Steps of a path by keys that are no names."""
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = SHOWN
@@ -21,23 +38,38 @@ _short.maxlevel = 3
 class Misfit(Exception):
     """A value and its place do not go together. Internal: carriers turn it into EncodeError or DecodeError."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, outline: str = "") -> None:
         super().__init__(text)
         self.text = text
+        self.outline = outline or text
+        """The text without the value in it."""
         self.steps: list[str] = []
 
     def at(self, root: str) -> str:
         """Return the sentence, led by the path from `root`."""
+        return f"{root}{self._path()}: {self.text}"
+
+    def outlined_at(self, root: str) -> str:
+        """Return the sentence without the value in it."""
+        return f"{root}{_KEYS.sub('[...]', self._path())}: {self.outline}"
+
+    def _path(self) -> str:
         steps = self.steps[::-1]
         if len(steps) > SHOWN:
             steps = [*steps[:10], " ... ", *steps[-10:]]
-        return f"{root}{''.join(steps)}: {self.text}"
+        return "".join(steps)
+
+
+class TooMuch(Misfit):
+    """A message holds more than its reader allows, whatever the type of its place."""
 
 
 def describe(value: Any) -> str:
     """Return `str '7'`: the type and a bounded, harmless repr."""
     if value is None:
         return "None"
+    if isinstance(value, dict | bytes | bytearray) and len(value) > SHOWN:  # reprlib would sort them, or write it all
+        return f"{type(value).__name__} of {len(value)}"
     try:
         text = _short.repr(value)[:SHOWN]
     except Exception:  # a foreign repr may do anything
@@ -47,7 +79,7 @@ def describe(value: Any) -> str:
 
 def expected(what: str, value: Any) -> Misfit:
     """Return the Misfit `expected int, got str '7'`."""
-    return Misfit(f"expected {what}, got {describe(value)}")
+    return Misfit(f"expected {what}, got {describe(value)}", f"expected {what}, got {type(value).__name__}")
 
 
 def in_range(value: int) -> int:
@@ -67,7 +99,8 @@ def misfit(error: Exception) -> Misfit:
         text = str(error)[:200]
     except Exception:
         text = ""
-    return Misfit(f"{type(error).__name__}: {text}" if text else type(error).__name__)
+    name = type(error).__name__
+    return Misfit(f"{name}: {text}" if text else name, name)
 
 
 def below(error: Exception, where: str) -> Misfit:
@@ -75,6 +108,23 @@ def below(error: Exception, where: str) -> Misfit:
     fault = misfit(error)
     fault.steps.append(where)
     return fault
+
+
+def refusal(error: Exception, root: str) -> DecodeError:
+    """Return what is raised for a payload that a hook refused, its path led by `root`."""
+    fault = misfit(error)
+    told = DecodeError(fault.at(root))
+    told.outline = fault.outlined_at(root)
+    told.malformed = isinstance(fault, TooMuch)
+    return told
+
+
+def unsendable(error: Exception, root: str) -> EncodeError:
+    """Return what is raised for a value that cannot be sent."""
+    fault = misfit(error)
+    told = EncodeError(fault.at(root))
+    told.outline = fault.outlined_at(root)
+    return told
 
 
 def step(key: object) -> str:

@@ -10,10 +10,15 @@ import json
 import sys
 from typing import Any, get_origin
 
+from ._cost import OWN, charge
 from ._forms import EVERY_KIND, Form
 from ._misfit import Misfit, expected, name_of, step
 
 __all__ = ["is_model", "is_struct", "model_form", "struct_form"]
+
+
+MANY = 100
+"""Errors in one model of which the first is looked for."""
 
 
 def _is_a(type_: Any, library: str, base: str) -> bool:
@@ -44,16 +49,20 @@ def model_form(type_: Any) -> Form:
         return value.model_dump(mode="json", by_alias=True, round_trip=True, warnings="error")
 
     def load(value: Any) -> Any:
+        text = json.dumps(value)
+        charge(OWN + len(text) * 3 // 4)  # where each of its values is an error, too
         try:
-            return type_.model_validate_json(json.dumps(value), strict=True)
+            return type_.model_validate_json(text, strict=True)
         except invalid as error:
             raise _pydantic_misfit(name, error) from None
 
     kinds = EVERY_KIND if _is_a(type_, "pydantic", "RootModel") else {"map"}
-    return Form(name, dump, load, kinds, (type_,))
+    return Form(name, dump, load, kinds, (type_,), weight=5 * OWN, dense=5 * OWN)
 
 
 def _pydantic_misfit(name: str, error: Any) -> Misfit:
+    if (count := error.error_count()) > MANY:  # to be told of one, all would be made
+        return Misfit(f"{name}: {count} of its values do not fit")
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     fault = Misfit(f"{name}: {first['msg']}")
     fault.steps = [f"[{part}]" if isinstance(part, int) else step(part) for part in reversed(first["loc"])]
@@ -79,7 +88,7 @@ def struct_form(type_: Any) -> Form:
         except library.ValidationError as error:
             raise _msgspec_misfit(error) from None
 
-    return Form(name, dump, load, {"map", "array"}, (cls,))
+    return Form(name, dump, load, {"map", "array"}, (cls,), weight=2 * OWN, dense=2 * OWN)
 
 
 def _msgspec_misfit(error: Exception) -> Misfit:

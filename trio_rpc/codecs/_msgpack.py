@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import struct
 import types
@@ -10,10 +11,11 @@ from typing import Any, NoReturn
 
 import msgpack
 
-from .._errors import DecodeError, EncodeError
-from ._base import BLOB_SIZE, MAX_CONTAINERS, MAX_DEPTH, Buffer, flat
+from .._errors import DecodeError
+from ._base import BLOB_SIZE, MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, Bounds, Buffer, flat
+from ._cost import ENTRY, free_size, spending, take
 from ._fast import INSTALLED, Fast
-from ._misfit import Misfit, below, in_range, misfit, step
+from ._misfit import Misfit, TooMuch, below, in_range, misfit, step, unsendable
 
 __all__ = ["MessagePack"]
 
@@ -25,6 +27,12 @@ KEPT_PACKER = BLOB_SIZE
 
 _HEADERS = bytes([*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF])
 """Every first byte of an array or a map."""
+
+SHORT = 4096
+"""Bytes up to which neither what may be announced nor the number of values is worth a look."""
+
+ROOM = 1024 * 1024
+"""Items that may be announced in all, before it is known that they are there: each takes 8 bytes at once."""
 
 _LEAVES = (bool, str, float, bytes, bytearray, memoryview, type(None), msgpack.ExtType)
 
@@ -65,11 +73,19 @@ class MessagePack:
     native: frozenset[type] = frozenset({bytes, dt.datetime})
 
     def __init__(
-        self, *, max_depth: int = MAX_DEPTH, max_containers: int = MAX_CONTAINERS, fast: bool = INSTALLED
+        self,
+        *,
+        max_depth: int = MAX_DEPTH,
+        max_containers: int = MAX_CONTAINERS,
+        max_values: int = MAX_VALUES,
+        fast: bool = INSTALLED,
     ) -> None:
         self._max_depth = max_depth
         self._max_containers = max_containers
+        self._max_values = max_values
         self._cheap = min(max_depth, max_containers)
+        self._free = free_size(max_values, 1)
+        self._short = min(SHORT, self._free)
         self._prefix = b"\x91" * max(0, _OWN_DEPTH - max_depth)
         # Packers are lent: each call takes one out, so that threads never share one, and one that raised (its
         # buffer holds half a message) is simply not put back. list.pop and list.append are atomic.
@@ -78,6 +94,18 @@ class MessagePack:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}: {'msgspec where the types allow, else msgpack' if self.fast else 'msgpack'}>"
+
+    def limited(self, bounds: Bounds) -> MessagePack:
+        """Return the same codec with these bounds."""
+        other = copy.copy(self)
+        MessagePack.__init__(
+            other,
+            max_depth=bounds.max_depth,
+            max_containers=bounds.max_containers,
+            max_values=bounds.max_values,
+            fast=self.fast is not None,
+        )
+        return other
 
     def placeholder(self, index: int) -> object:
         """Return what stands in the payload for `blobs[index]`."""
@@ -99,14 +127,15 @@ class MessagePack:
                 return self._within_limits(value, data, blobs)
             return data
         except Exception as error:  # whatever a value provokes is the fault of that value
-            raise EncodeError(_explain(value, error)) from error
+            raise unsendable(_explain(value, error), "$") from error
 
     def decode(self, data: bytes | memoryview, blobs: Sequence[bytes]) -> object:
         """Return the value; a placeholder becomes its buffer, and every buffer must have one."""
         try:
-            if len(data) > self._cheap:
-                data = bytes(data)
-                if len(data) - len(data.translate(None, _HEADERS)) > self._cheap:
+            if (size := len(data)) > self._cheap:
+                if type(data) is not bytes:
+                    data = bytes(data)
+                if size > self._short or size - len(data.translate(None, _HEADERS)) > self._cheap:
                     return self._unpack(data, blobs, self._hooks(data))
             if blobs:
                 return self._unpack(data, blobs, {})
@@ -120,7 +149,7 @@ class MessagePack:
         if len(data) > BLOB_SIZE and (lifted := self._lift(value, blobs)) is not value:
             data = msgpack.packb(lifted, datetime=True)
         if _containers(data) > self._cheap:
-            self._check_count(data, self._hooks(data))
+            self._check_count(data, self._hooks(data, reading=False))
         return data
 
     def _unpack(self, data: bytes | memoryview, blobs: Sequence[bytes], hooks: dict[str, Any]) -> object:
@@ -132,6 +161,8 @@ class MessagePack:
             index: int = struct.unpack(">I", body)[0]
             if index >= len(blobs):
                 raise Misfit(f"buffer {index} did not come with the message")
+            if index in used:  # it would be copied for each of its places, and there may be a hundred thousand
+                raise Misfit(f"buffer {index} has two places in the message")
             used.add(index)
             return blobs[index]
 
@@ -140,21 +171,49 @@ class MessagePack:
             raise Misfit(f"{len(blobs) - len(used)} of {len(blobs)} buffers have no place in the message")
         return value
 
-    def _hooks(self, data: bytes) -> dict[str, Any]:
-        """Check depth, and return the hooks that count containers where there may be too many."""
+    def _hooks(self, data: bytes, *, reading: bool = True) -> dict[str, Any]:
+        """Check depth, and return the hooks that count containers and values where there may be too many."""
         headers = _containers(data)
-        if headers > self._max_depth:
+        if headers > self._max_depth or headers * len(data) > ROOM:
             self._check_depth(data)
+        if reading and self._is_counted(data):
+            return self._value_hooks(spending.get() or [self._max_values], len(data))
         if headers <= self._max_containers:
             return {}
         left = iter(range(self._max_containers))
 
         def budget(container: Any) -> Any:
             if next(left, None) is None:
-                raise Misfit(f"more than {self._max_containers} lists and maps in one message")
+                raise self._too_many()
             return container
 
         return {"list_hook": budget, "object_hook": budget}
+
+    def _is_counted(self, data: bytes) -> bool:
+        """Whether its values are to be counted: whether they may be too many, with what becomes of them or without."""
+        return len(data) > self._free or spending.get() is not None
+
+    def _value_hooks(self, values: list[int], size: int) -> dict[str, Any]:
+        """Return the hooks that count containers and what is in them, and refuse one that announces more than may be."""
+        left = iter(range(self._max_containers))
+
+        def items(found: list[Any]) -> list[Any]:
+            if next(left, None) is None:
+                raise self._too_many()
+            take(values, len(found))
+            return found
+
+        def entries(found: dict[str, Any]) -> dict[str, Any]:
+            if next(left, None) is None:
+                raise self._too_many()
+            take(values, ENTRY * len(found))
+            return found
+
+        most = {"max_array_len": min(size, values[0]), "max_map_len": min(size, values[0] // ENTRY)}
+        return {"list_hook": items, "object_hook": entries, **most}
+
+    def _too_many(self) -> Misfit:
+        return TooMuch(f"more than {self._max_containers} lists and maps in one message (max_containers)")
 
     def _check_depth(self, data: bytes) -> None:
         """Walk the bytes without building anything; refuse them if they nest too deeply or are no whole message.
@@ -214,7 +273,7 @@ def _walk_depth(value: Any, max_depth: int) -> None:
         level = [child for item in level for child in (item.values() if isinstance(item, dict) else item)]
         if not level:
             return
-    raise Misfit(f"nested more than {max_depth} deep")
+    raise Misfit(f"nested more than {max_depth} deep (max_depth)")
 
 
 def _refusal(error: Exception) -> str:
@@ -222,20 +281,20 @@ def _refusal(error: Exception) -> str:
         return "$: nested too deeply"
     if isinstance(error, msgpack.OutOfData):
         return "$: not a whole MessagePack value: it ends too early"
+    if "exceeds max_array_len" in str(error) or "exceeds max_map_len" in str(error):
+        return "$: more values than there are bytes for them, or than max_values allows in one message: send them as a stream, or raise it for who reads"
     if "strict_map_key" in str(error):
         return "$: a map key is not text: annotate the place, as in dict[int, str], on both sides"
     return f"$: not a MessagePack value that is accepted here: {misfit(error).text}"
 
 
-def _explain(value: object, error: Exception) -> str:
-    """Return the sentence for a value that the packer refused, with the path of the culprit."""
+def _explain(value: object, error: Exception) -> Exception:
+    """Return what is wrong with a value that the packer refused, with the path of the culprit."""
     try:
         _find(value, 0)
     except Misfit as fault:
-        return fault.at("$")
-    if isinstance(error, msgpack.StackError):
-        return "$: nested too deeply"
-    return misfit(error).at("$")
+        return fault
+    return Misfit("nested too deeply") if isinstance(error, msgpack.StackError) else error
 
 
 def _find(value: Any, depth: int) -> None:

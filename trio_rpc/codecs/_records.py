@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import attrs
 
-from .._errors import DecodeError, EncodeError
+from .._errors import DecodeError
+from ._base import MAX_VALUES
 from ._classes import declared, dump_fields, dump_rows, fields_of, load_fields
+from ._cost import measured
 from ._forms import FormOf
-from ._misfit import Misfit, below, step
+from ._misfit import Misfit, below, refusal, step, unsendable
 
 __all__ = ["Fields", "bare_exception", "is_free", "put"]
 
@@ -23,7 +26,8 @@ class Fields:
         parameters: the names of those that `__init__` takes, in its order.
     """
 
-    def __init__(self, type_: Any, form_of: FormOf) -> None:
+    def __init__(self, type_: Any, form_of: FormOf, max_values: int = MAX_VALUES) -> None:
+        self._max_values = max_values
         self.parameters: tuple[str, ...] = tuple(name for name, parameter, _ in declared(type_) if parameter)
         self._fields = [attrs.evolve(field, parameter=field.name) for field in fields_of(type_, form_of)]
         self._rows = dump_rows(self._fields)
@@ -33,14 +37,16 @@ class Fields:
         try:
             return dump_fields(self._rows, value)
         except Misfit as fault:
-            raise EncodeError(fault.at("$")) from fault
+            raise unsendable(fault, "$") from fault
 
     def load(self, wire: object) -> dict[str, Any]:
         """Return the values of all fields, defaults included. DecodeError if one is missing or does not fit."""
         try:
-            found = load_fields(self._fields, wire if isinstance(wire, dict) else {})
+            found = measured(
+                self._max_values, partial(load_fields, self._fields, wire if isinstance(wire, dict) else {})
+            )
         except Misfit as fault:
-            raise DecodeError(fault.at("$")) from fault
+            raise refusal(fault, "$") from fault
         for field in self._fields:
             if field.name not in found and field.default:
                 found[field.name] = _made(field.name, field.default)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, get_args, get_origin
 
+from ._cost import weigh
 from ._forms import Form, FormOf, field_form
 from ._generics import field_types
 from ._misfit import Misfit, below, describe, expected, name_of, step
@@ -19,13 +20,14 @@ def typed_dict_form(type_: Any, begun: Callable[[Form], None], form_of: FormOf) 
     dumps: dict[str, Callable[[Any], Any]] = {}
     loads: dict[str, Callable[[Any], Any]] = {}
     required: set[str] = set()
+    inners: dict[str, Form] = {}
 
     def dump(value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise expected(name, value)
         for key in value:
             if key not in dumps:
-                raise Misfit(f"{name} has no key {describe(key)}")
+                raise Misfit(f"{name} has no key {describe(key)}", f"{name} has no such key")
         return _items(value, dumps, required)
 
     def load(value: Any) -> dict[str, Any]:
@@ -38,9 +40,10 @@ def typed_dict_form(type_: Any, begun: Callable[[Form], None], form_of: FormOf) 
     for key, declared in field_types(type_).items():
         annotation, needed = _requirement(declared, key in cls.__required_keys__)
         inner = field_form(type_, key, annotation, form_of)
-        dumps[key], loads[key] = inner.dump, inner.load
+        dumps[key], loads[key], inners[key] = inner.dump, inner.load, inner
         if needed:
             required.add(key)
+    form.weight, form.dense = weigh((key, inner.weight, inner.dense, key in required) for key, inner in inners.items())
     return form
 
 

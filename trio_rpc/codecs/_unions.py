@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+from ._cost import HOOK, OWN
 from ._forms import KIND_OF, Form, Parts
 from ._misfit import Misfit, expected
 
@@ -46,10 +47,18 @@ def union_form(members: list[Form]) -> Form:
     kinds = {"map", *incoming} if tagged else {*incoming}
     scalar, buffers = all(member.scalar for member in members), any(member.buffers for member in members)
     form = Form(name, dump, load, kinds, runtime, scalar=scalar, buffers=buffers, unchanged=unchanged)
+    tries = max(map(len, incoming.values()), default=1) - 1
+    form.weight = HOOK + max(member.weight for member in members) + 3 * OWN * tries
+    form.dense = max(HOOK + form.weight, *(member.dense for member in members)) if tries else _densest(members)
     some = [member for member in members if member.exact is not type(None)]
     if len(some) == 1 and not tagged:
         form.parts = Parts("optional", some)
     return form
+
+
+def _densest(members: list[Form]) -> float:
+    """Return the density of a union whose members are told apart by their kind: a look at that comes to each."""
+    return max(member.dense * (1 + HOOK / (1 + member.weight)) for member in members)
 
 
 def _first(name: str, hooks: Hooks, value: Any) -> Any:

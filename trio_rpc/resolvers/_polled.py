@@ -12,13 +12,15 @@ import attrs
 import trio
 
 from .._backoff import delay_before
-from .._checks import shown
-from .._config import Backoff
+from .._checks import brief
 from .._endpoint import Endpoint, Endpoints, endpoints
+from .._logs import limited
+from .._policies import Backoff
+from .._text import described
 
 __all__ = ["Polled", "Resolver", "checked_seconds"]
 
-log = logging.getLogger("trio_rpc.resolvers")
+log = limited(logging.getLogger("trio_rpc.resolvers"))
 
 REFRESH_GAP = 1.0
 """Seconds between the starts of two looks that a pool asked for: many connections are often lost at once."""
@@ -56,7 +58,7 @@ class Polled:
         rng: Callable[[], float] = random.random,
     ) -> None:
         if not callable(look):
-            raise TypeError(f"look must be an async function that returns the whole set, not {shown(look)}")
+            raise TypeError(f"look must be an async function that returns the whole set, not {brief(look)}")
         self.look = look
         self.interval: float = checked_seconds("interval", interval)
         self.timeout: float = math.inf if timeout is None else checked_seconds("timeout", timeout)
@@ -148,13 +150,13 @@ def _words(error: Exception) -> str:
     """The system's own words without number and path; the names of classes only where they say something."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error) if isinstance(error, OSError | ValueError) else repr(error)
+    return str(error) if isinstance(error, OSError | ValueError) else described(error)
 
 
 def checked_seconds(name: str, value: float) -> float:
     """A time that is more than 0 and finite. Raises ValueError, or TypeError."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number of seconds, not {shown(value)}")
+        raise TypeError(f"{name} must be a number of seconds, not {brief(value)}")
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be more than 0 seconds and finite, not {value!r}")
     return value

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ssl
 from urllib.parse import unquote
 
 from .._address import Address
+from .._tls import ContextSource
 from ._dns import dns
 from ._file import watched_file
 from ._polled import Polled
@@ -13,7 +13,7 @@ from ._polled import Polled
 __all__ = ["resolver_for"]
 
 
-def resolver_for(text: str, ssl_context: ssl.SSLContext | None = None) -> Polled | None:
+def resolver_for(text: str, ssl_context: ContextSource | None = None) -> Polled | None:
     """The resolver that `dns://host:port` or `file:///path` means; None for a text that means none.
 
     With an `ssl_context` the endpoints of `dns://` are `tls`. Raises ValueError, with an example of what to write.
@@ -28,7 +28,7 @@ def resolver_for(text: str, ssl_context: ssl.SSLContext | None = None) -> Polled
     return None
 
 
-def _dns(text: str, place: str, ssl_context: ssl.SSLContext | None) -> Polled:
+def _dns(text: str, place: str, ssl_context: ContextSource | None) -> Polled:
     try:
         name = Address.parse(f"tcp://{place}")
     except ValueError:

@@ -15,7 +15,8 @@ from typing import TypeAlias
 
 from .._errors import Code
 from ._events import ErrorReceived, ItemsReceived, RequestReceived, ResponseReceived
-from ._frames import STARTED, Data, Flag, Kind, Outcome
+from ._frames import MAX_BLOBS, STARTED, Data, Flag, Kind, Outcome
+from ._hello import Hello
 
 __all__ = [
     "CANCEL",
@@ -61,11 +62,11 @@ def as_code(number: int) -> Code:
 
 
 def read_prelude(
-    kind: int, request_id: int, flags: int, head: Data, total: int, max_metadata: int
+    kind: int, request_id: int, flags: int, head: Data, total: int, local: Hello
 ) -> tuple[Message, int, tuple[int, ...]]:
     """Read what stands before the payload in the first frame of a message whose size is `total`.
 
-    Returns the event, with payload and blobs still to be put in, where the payload begins, and the sizes of payload
+    `local`: what this side says that it accepts. Returns the event, with payload and blobs still to be put in, where the payload begins, and the sizes of payload
     and blobs.
     """
     offset, timeout, metadata = 0, None, None
@@ -73,7 +74,7 @@ def read_prelude(
     if flags & _TIMEOUT:
         timeout, offset = U64.unpack_from(head)[0] / 1e6, U64.size
     if flags & _METADATA:
-        metadata, offset = read_metadata(head, offset, max_metadata)
+        metadata, offset = read_metadata(head, offset, local)
     if flags & _BLOBS:
         blobs, offset = _read_blob_sizes(head, offset)
     event: Message
@@ -97,9 +98,9 @@ def read_prelude(
     return event, offset, (payload, *blobs)
 
 
-def read_message(kind: int, request_id: int, flags: int, body: Data, max_metadata: int) -> Message:
+def read_message(kind: int, request_id: int, flags: int, body: Data, local: Hello) -> Message:
     """Read a message that is whole in one frame."""
-    event, offset, (payload, *blobs) = read_prelude(kind, request_id, flags, body, len(body), max_metadata)
+    event, offset, (payload, *blobs) = read_prelude(kind, request_id, flags, body, len(body), local)
     event.payload = body[offset : offset + payload]
     if blobs and not isinstance(event, ErrorReceived):
         ends = accumulate(blobs, initial=offset + payload)
@@ -129,10 +130,11 @@ def _read_error(body: Data, offset: int) -> tuple[Code, Outcome, bool, str, int]
     return as_code(number) or Code.UNKNOWN, kind, started, str(body[start:end], "utf-8"), end
 
 
-def read_metadata(body: Data, offset: int, limit: int) -> tuple[dict[str, str | bytes], int]:
-    """The metadata block; ValueError if it takes more than `limit` bytes, its own length included."""
+def read_metadata(body: Data, offset: int, local: Hello) -> tuple[dict[str, str | bytes], int]:
+    """The metadata block; ValueError if it is larger, its own length included, or has more entries than `local` allows."""
     (size,) = U32.unpack_from(body, offset)
     offset += U32.size
+    limit, entries_left = local.max_metadata_size, local.max_metadata_items
     if size + U32.size > limit:
         raise ValueError(f"metadata of {size + U32.size} bytes is above our limit of {limit} (max_metadata_size)")
     end = offset + size
@@ -140,6 +142,9 @@ def read_metadata(body: Data, offset: int, limit: int) -> tuple[dict[str, str | 
         raise ValueError("its metadata is cut short")
     metadata: dict[str, str | bytes] = {}
     while offset < end:
+        entries_left -= 1
+        if entries_left < 0:  # Entries and not keys: one key a thousand times is as much work.
+            raise ValueError(f"its metadata has more than our limit of {local.max_metadata_items} (max_metadata_items)")
         key, type_, start, offset = _read_entry(body, offset)
         if offset > end or type_ > 1 or not key:
             raise ValueError("its metadata has an entry that does not fit")
@@ -159,5 +164,7 @@ def _read_entry(body: Data, offset: int) -> tuple[str, int, int, int]:
 def _read_blob_sizes(body: Data, offset: int) -> tuple[tuple[int, ...], int]:
     """The size of each blob."""
     (count,) = _U16.unpack_from(body, offset)
+    if count > MAX_BLOBS:
+        raise ValueError(f"it has {count} blobs, and {MAX_BLOBS} is the most")
     offset += _U16.size
     return struct.unpack_from(f">{count}I", body, offset), offset + U32.size * count

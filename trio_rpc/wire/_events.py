@@ -27,6 +27,7 @@ __all__ = [
     "PongReceived",
     "RequestReceived",
     "ResponseReceived",
+    "TooMuchReceived",
 ]
 
 ReceivedMetadata: TypeAlias = "dict[str, str | bytes]"
@@ -45,10 +46,10 @@ class RequestReceived:
 
     id: int
     method: str
-    payload: Data
-    blobs: Sequence[bytes]
+    payload: Data = attrs.field(repr=False)
+    blobs: Sequence[bytes] = attrs.field(repr=False)
     timeout: float | None
-    metadata: ReceivedMetadata | None
+    metadata: ReceivedMetadata | None = attrs.field(repr=False)
     streaming: bool
 
 
@@ -57,9 +58,9 @@ class ResponseReceived:
     """The result of a unary call: its terminal frame."""
 
     id: int
-    payload: Data
-    blobs: Sequence[bytes]
-    metadata: ReceivedMetadata | None
+    payload: Data = attrs.field(repr=False)
+    blobs: Sequence[bytes] = attrs.field(repr=False)
+    metadata: ReceivedMetadata | None = attrs.field(repr=False)
 
 
 @attrs.define
@@ -71,8 +72,8 @@ class ErrorReceived:
     outcome: Outcome
     started: bool
     message: str
-    payload: Data
-    metadata: ReceivedMetadata | None
+    payload: Data = attrs.field(repr=False)
+    metadata: ReceivedMetadata | None = attrs.field(repr=False)
 
 
 @attrs.define
@@ -81,10 +82,22 @@ class ItemsReceived:
 
     id: int
     count: int
-    payload: Data
-    blobs: Sequence[bytes]
+    payload: Data = attrs.field(repr=False)
+    blobs: Sequence[bytes] = attrs.field(repr=False)
     size: int
-    metadata: ReceivedMetadata | None
+    metadata: ReceivedMetadata | None = attrs.field(repr=False)
+
+
+@attrs.define
+class TooMuchReceived:
+    """A message in chunks began for which there is no room; all of it is passed over.
+
+    `request`: it is a request, to be refused. Else it is an item for a handler, whose stream cannot go on.
+    """
+
+    id: int
+    request: bool
+    text: str
 
 
 @attrs.define
@@ -92,7 +105,7 @@ class EndReceived:
     """No more items from that side. From the handler's side it is the call's terminal frame."""
 
     id: int
-    metadata: ReceivedMetadata | None
+    metadata: ReceivedMetadata | None = attrs.field(repr=False)
 
 
 @attrs.define
@@ -152,4 +165,5 @@ Event: TypeAlias = (
     | PingReceived
     | PongReceived
     | GoAwayReceived
+    | TooMuchReceived
 )

@@ -14,6 +14,7 @@ from typing import Any
 import attrs
 
 from .._errors import LocalProtocolError, RemoteProtocolError
+from .._text import is_readable
 from ._frames import MAGIC, PREFACE, VERSION
 
 __all__ = ["LEAST_FRAME_SIZE", "MAX_HELLO_SIZE", "Hello", "read_preface"]
@@ -39,13 +40,16 @@ class Hello:
     max_frame_size: int = 1024 * 1024
     max_message_size: int = 4 * 1024 * 1024
     max_metadata_size: int = 8 * 1024
+    max_metadata_items: int = 64
+    max_receiving_bytes: int = 32 * 1024 * 1024
+    """Bytes of messages that may be incomplete here at once; a single one may always be."""
     stream_window: int = 64 * 1024
     """Initial credit, in bytes, of every stream that the other side sends."""
     stream_window_items: int = 1024
     ping_interval: float | None = None
     """How often this side may ping after silence, or None: the other side must allow that many."""
     ping_timeout: float = 0.0
-    credentials: Mapping[str, Any] | None = None
+    credentials: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
     services: tuple[str, ...] = ()
     """Names of the services that this side offers the other."""
     product: str = "trio_rpc"
@@ -101,7 +105,8 @@ def _read(body: bytes) -> Hello:
     for name, (check, wanted) in _FIELDS.items():
         if name in raw and raw[name] is not None:
             if not check(raw[name]):
-                raise RemoteProtocolError(f"the peer's HELLO has {name}={str(raw[name])[:40]!r}: expected {wanted}")
+                value = "" if name == "credentials" else f"={str(raw[name])[:40]!r}"  # It may be a secret all the same.
+                raise RemoteProtocolError(f"the peer's HELLO has {name}{value}: expected {wanted}")
             known[name] = tuple(raw[name]) if isinstance(raw[name], list) else raw[name]
     return Hello(**known)
 
@@ -115,7 +120,7 @@ def _seconds(v: Any) -> bool:
 
 
 def _short(v: Any) -> bool:
-    return isinstance(v, str) and len(v) <= 255
+    return isinstance(v, str) and len(v) <= 255 and is_readable(v)  # They stand in logs and in messages.
 
 
 def _texts(v: Any) -> bool:
@@ -128,6 +133,8 @@ _FIELDS: dict[str, tuple[Any, str]] = {
     "max_frame_size": _whole(LEAST_FRAME_SIZE),
     "max_message_size": _whole(LEAST_FRAME_SIZE),
     "max_metadata_size": _whole(0),
+    "max_metadata_items": _whole(0),
+    "max_receiving_bytes": _whole(1),
     "stream_window": _whole(1),
     "stream_window_items": _whole(1),
     "ping_interval": (_seconds, "seconds"),

@@ -7,10 +7,14 @@ for the caller to write. Rules kept here:
 * Kind, flags and size are checked at the header, before memory is spent on the body.
 * Ids have their owner's parity, grow, and are never reused.
 * A message in chunks holds exactly what its first frame announced; its chunks are not small; the messages of one call
-  follow each other, and only its end may cut one off. No more requests arrive at once than may be in flight.
+  follow each other, and only its end may cut one off. No more requests arrive at once than may be in flight, and of
+  what the peer begins no more bytes than `max_receiving`.
 
 Whether a known id is still *alive* is the connection's knowledge, not the wire's: late frames for ended calls are
-ordinary, so they become events and the connection drops them.
+ordinary, so they become events and the connection drops them; of late chunks it is told by `on_late`.
+
+Time is the connection's knowledge as well: `on_incomplete` tells it whenever the bytes at hand end within a frame, or
+within a message, and `frame` and `piece` how far these have come.
 
 Bytes that break a rule raise RemoteProtocolError, and the connection is over: after a framing fault nothing that
 follows can be trusted.
@@ -25,6 +29,7 @@ whose payload and blobs are then handed on as they lie there, without another co
 from __future__ import annotations
 
 import io
+import math
 import struct
 from collections.abc import Callable
 
@@ -55,10 +60,11 @@ from ._events import (
     PongReceived,
     RequestReceived,
     ResponseReceived,
+    TooMuchReceived,
 )
 from ._frames import ALLOWED_FLAGS, HEADER, HEADER_SIZE, MIN_CHUNK_SIZE, Data, Flag, Kind
 from ._hello import MAX_HELLO_SIZE, Hello, read_preface
-from ._sending import PING_SIZE, Role, Sender
+from ._sending import MAX_GOAWAY_TEXT, PING_SIZE, Role, Sender
 
 __all__ = ["Protocol"]
 
@@ -77,8 +83,8 @@ SMALL = 4096
 """Bodies below this are copied out of the received buffer; that is quicker than to view them."""
 
 
-LEAST_ROOM, MUCH = 64 * 1024, 1024 * 1024
-"""Bytes that a message in chunks has room for from the first; and after how many it has room for all."""
+MUCH = 1024 * 1024
+"""Bytes of a message in chunks after which there is room for all of it."""
 
 
 KEPT_SIZE = 2 * 1024 * 1024
@@ -107,12 +113,29 @@ class _Partial:
     for 1.5 ms.
     """
 
-    __slots__ = ("_buffer", "_have", "_parts", "_room", "_size", "_sizes", "event", "kind", "left", "total")
+    __slots__ = (
+        "_buffer",
+        "_have",
+        "_parts",
+        "_room",
+        "_size",
+        "_sizes",
+        "counted",
+        "event",
+        "kind",
+        "left",
+        "ours",
+        "total",
+    )
 
-    def __init__(self, kind: int, event: Message, total: int, sizes: tuple[int, ...]) -> None:
+    def __init__(self, kind: int, event: Message, total: int, sizes: tuple[int, ...], *, ours: bool) -> None:
         self.kind = kind
         self.event = event
         self.total = total
+        self.ours = ours
+        """It belongs to a call of this side, which has asked for it."""
+        self.counted = 0
+        """How much of `max_receiving` it takes."""
         self.left = sum(sizes)
         """Bytes still to come."""
         self._size, *rest = sizes
@@ -145,7 +168,7 @@ class _Partial:
     def _make_room(self, have: int) -> None:
         buffer = self._buffer
         if self._have <= MUCH:
-            self._room = min(self._size, max(2 * self._have, LEAST_ROOM))
+            self._room = min(self._size, 2 * self._have)
             buffer.seek(self._room - 1)
             buffer.write(b"\0")
             buffer.seek(have)
@@ -172,17 +195,25 @@ class Protocol(Sender):
     __slots__ = (
         "_chunk",
         "_chunk_left",
+        "_chunk_size",
+        "_frame",
         "_handled_id",
         "_methods",
         "_parity",
         "_partial",
         "_prefaced",
         "_readers",
+        "_receiving",
         "_rest",
         "_rest_size",
         "_wanted",
         "is_open",
         "last_remote_id",
+        "max_receiving",
+        "on_incomplete",
+        "on_late",
+        "piece",
+        "requests",
     )
 
     def __init__(self, role: Role, hello: Hello) -> None:
@@ -190,6 +221,19 @@ class Protocol(Sender):
         self.last_remote_id: int = 0
         self.is_open: Callable[[int], bool] = lambda _id: True
         """Whether a call is still alive here; the connection knows. Messages in chunks for an ended one are not kept."""
+        self.on_incomplete: Callable[[], object] = _nothing
+        """Told when the bytes at hand have ended within a frame, and when a part of a message in chunks has come."""
+        self.on_late: Callable[[], object] = _nothing
+        """Told of each chunk that is passed over. May raise RemoteProtocolError."""
+        self.max_receiving: float = math.inf
+        """Bytes of messages in chunks that may arrive at once, of those that the peer begins: requests, and items for
+        handlers. What comes for calls of ours is bounded by these."""
+        self.requests: int = 0
+        """How many the peer has made."""
+        self.piece: int = 0
+        """How many parts of messages in chunks have come so far."""
+        self._receiving = 0
+        self._frame = 0
         self._handled_id = 0
         """The peer's last request before the bytes at hand: of later ones `is_open` has not heard yet."""
         self._methods: dict[bytes | memoryview, str] = {}
@@ -197,7 +241,7 @@ class Protocol(Sender):
         self._partial: dict[int, _Partial] = {}
         self._chunk: _Partial | None = None
         """The message of the chunk that is arriving; None to pass over one whose call has ended."""
-        self._chunk_left = 0
+        self._chunk_left = self._chunk_size = 0
         self._readers = _DIALLING if role is Role.DIALLER else _ACCEPTING
         self._prefaced = False
         self._rest = io.BytesIO()
@@ -217,11 +261,29 @@ class Protocol(Sender):
         """True while a request is arriving in chunks."""
         return bool(self._partial) and any(partial.kind == _REQUEST for partial in self._partial.values())
 
+    @property
+    def receiving_messages(self) -> bool:
+        """True while any message is arriving in chunks."""
+        return bool(self._partial)
+
+    @property
+    def frame(self) -> tuple[int, int] | None:
+        """A number for the frame that is arriving, and how many bytes of it are here; None between two frames."""
+        if self._chunk_left:
+            return self._frame, HEADER_SIZE + self._chunk_size - self._chunk_left
+        return (self._frame, self._rest_size) if self._rest_size else None
+
     def forget(self, request_id: int) -> None:
         """The call has ended here: drop what has arrived of a message that will not be finished."""
-        partial = self._partial.pop(request_id, None)
+        partial = self._take_out(request_id)
         if partial is self._chunk:
             self._chunk = None
+
+    def _take_out(self, request_id: int) -> _Partial | None:
+        partial = self._partial.pop(request_id, None) if self._partial else None
+        if partial is not None:
+            self._receiving -= partial.counted
+        return partial
 
     # -- frames --------------------------------------------------------------------------------------------------
 
@@ -230,12 +292,15 @@ class Protocol(Sender):
 
         Raises RemoteProtocolError at the first byte that breaks the rules; what came before it is lost with it.
         """
+        is_new = True
         if self._rest_size:
             self._rest_size += len(data)
             self._rest.write(data)
             if self._rest_size < self._wanted:
+                self.on_incomplete()
                 return []
             data, self._rest, self._rest_size = self._rest.getvalue(), io.BytesIO(), 0
+            is_new = False
         offset, size = 0, len(data)
         events: list[Event] = []
         if self._chunk_left:
@@ -261,9 +326,10 @@ class Protocol(Sender):
             end = start + length
             if end > size:
                 if kind == _CHUNK:
-                    self._begin_chunk(request_id, flags, length)
+                    self._frame += is_new or offset > 0
+                    too_much = self._begin_chunk(request_id, flags, length)
                     self._take_chunk(memoryview(data)[start:])
-                    return events
+                    return events if too_much is None else [*events, too_much]
                 wanted = end - offset
                 break
             body = data[start:end] if length < SMALL or length * 2 < size else memoryview(data)[start:end]
@@ -274,6 +340,7 @@ class Protocol(Sender):
             if kind == _HELLO:
                 readers, limit = self._readers, self._limit()
         if offset < size:
+            self._frame += is_new or offset > 0
             self._keep(data, offset, wanted)
         return events
 
@@ -281,6 +348,7 @@ class Protocol(Sender):
         """Hold on to an incomplete frame until `wanted` bytes of it are there."""
         self._rest_size = self._rest.write(memoryview(data)[offset:])
         self._wanted = wanted
+        self.on_incomplete()
 
     def _limit(self) -> int:
         return self.local.max_frame_size if self.remote else MAX_HELLO_SIZE
@@ -318,6 +386,7 @@ class Protocol(Sender):
                 f"the peer opened request {request_id} after {self.last_remote_id}: ids grow and keep their parity"
             )
         self.last_remote_id = request_id
+        self.requests += 1
         if flags & _BLOCKS:
             return self._read_message(kind, request_id, flags, body)
         try:  # The plain one, in one step.
@@ -345,14 +414,13 @@ class Protocol(Sender):
     def _read_message(self, kind: int, request_id: int, flags: int, body: Data) -> Event | None:
         if not flags & _MORE:
             try:
-                return read_message(kind, request_id, flags, body, self.local.max_metadata_size)
+                return read_message(kind, request_id, flags, body, self.local)
             except MALFORMED as exc:
                 raise _malformed(kind, request_id, exc) from None
         (total,) = self._fixed(U32, kind, body)
-        self._begin(kind, request_id, flags, memoryview(body)[U32.size :], total)
-        return None
+        return self._begin(kind, request_id, flags, memoryview(body)[U32.size :], total)
 
-    def _begin(self, kind: int, request_id: int, flags: int, head: memoryview, total: int) -> None:
+    def _begin(self, kind: int, request_id: int, flags: int, head: memoryview, total: int) -> Event | None:
         """The first frame of a message in chunks has come; all sizes are known from here."""
         name, limit = Kind(kind).name, self.local.max_message_size
         if total > limit:
@@ -366,7 +434,8 @@ class Protocol(Sender):
         if kind != _REQUEST:
             just_opened = request_id > self._handled_id and request_id & 1 != self._parity
             if not (just_opened or self.is_open(request_id)):
-                return
+                self.on_late()
+                return None
         elif len(self._partial) >= self.local.max_in_flight:
             requests = sum(other.kind == _REQUEST for other in self._partial.values())
             if requests >= self.local.max_in_flight:
@@ -374,31 +443,50 @@ class Protocol(Sender):
                     f"the peer began more requests at once than the {self.local.max_in_flight} it may (max_in_flight)"
                 )
         try:
-            event, offset, sizes = read_prelude(kind, request_id, flags, head, total, self.local.max_metadata_size)
+            event, offset, sizes = read_prelude(kind, request_id, flags, head, total, self.local)
         except MALFORMED as exc:
             raise _malformed(kind, request_id, exc) from None
-        partial = self._partial[request_id] = _Partial(kind, event, total, sizes)
+        partial = _Partial(kind, event, total, sizes, ours=request_id & 1 == self._parity)
+        if (too_much := self._count(partial, len(head))) is not None:
+            return too_much
+        self._partial[request_id] = partial
         partial.add(head[offset:])
+        self.piece += 1
+        self.on_incomplete()
+        return None
+
+    def _count(self, partial: _Partial, size: int) -> Event | None:
+        """So many bytes more have come, or are coming, of a message. The event, if that is too much for those of the peer's calls."""
+        if partial.ours:
+            return None
+        if self._receiving + size > self.max_receiving:
+            text = f"{self._receiving} bytes of incomplete messages are here already (max_receiving_bytes)"
+            return TooMuchReceived(partial.event.id, partial.kind == _REQUEST, text)
+        self._receiving += size
+        partial.counted += size
+        return None
 
     def _cut_off(self, kind: int, request_id: int) -> None:
         """A frame came in the middle of a message: right only for the end of a call that was stopped in an item."""
         ours = request_id & 1 == self._parity
         if not (ours and kind in _ENDS and self._partial[request_id].kind == _ITEMS):
             raise RemoteProtocolError(f"the peer sent {Kind(kind).name} {request_id} in the middle of another message")
-        del self._partial[request_id]
+        self._take_out(request_id)
 
     def _read_chunk(self, kind: int, request_id: int, flags: int, body: Data) -> Event | None:
-        self._begin_chunk(request_id, flags, len(body))
-        return self._take_chunk(memoryview(body))
+        too_much = self._begin_chunk(request_id, flags, len(body))
+        event = self._take_chunk(memoryview(body))
+        return event if too_much is None else too_much
 
-    def _begin_chunk(self, request_id: int, flags: int, length: int) -> None:
+    def _begin_chunk(self, request_id: int, flags: int, length: int) -> Event | None:
         """The header of a chunk has come: all about it that can be wrong shows now."""
         partial = self._chunk = self._partial.get(request_id)
-        self._chunk_left = length
+        self._chunk_left = self._chunk_size = length
         if partial is None:
             # Its call ended while it arrived: the last chunks were still under way.
             self._check_known(_CHUNK, request_id)
-            return
+            self.on_late()
+            return None
         last = not flags & _MORE
         if last != (length == partial.left) or length > partial.left:
             raise RemoteProtocolError(
@@ -408,19 +496,26 @@ class Protocol(Sender):
             raise RemoteProtocolError(
                 f"the peer sent a chunk of {length} bytes, which is not the last and below {MIN_CHUNK_SIZE}"
             )
+        too_much = self._count(partial, length)
+        if too_much is not None:
+            self._take_out(request_id)
+            self._chunk = None
+        return too_much
 
     def _take_chunk(self, data: memoryview) -> Event | None:
         """Some bytes of the chunk under way; the message's event if they are its last."""
         partial = self._chunk
         self._chunk_left -= len(data)
-        if partial is None:
-            return None
-        partial.add(data)
-        if partial.left:
-            return None
-        self._chunk = None
-        del self._partial[partial.event.id]
-        return partial.finish()
+        if partial is not None:
+            self.piece += 1
+            partial.add(data)
+            if not partial.left:
+                self._chunk = None
+                self._take_out(partial.event.id)
+                return partial.finish()
+        if partial is not None or self._chunk_left:
+            self.on_incomplete()
+        return None
 
     def _read_end(self, kind: int, request_id: int, flags: int, body: Data) -> Event:
         self._check_known(kind, request_id)
@@ -429,7 +524,7 @@ class Protocol(Sender):
         metadata, end = None, 0
         try:
             if flags & _METADATA:
-                metadata, end = read_metadata(body, 0, self.local.max_metadata_size)
+                metadata, end = read_metadata(body, 0, self.local)
             if end != len(body):
                 raise ValueError("it is too long")
         except MALFORMED as exc:
@@ -450,7 +545,7 @@ class Protocol(Sender):
         wait, leaving = self._fixed(CANCEL, kind, body, exact=True)
         if leaving > 1:
             raise RemoteProtocolError(f"the peer sent a CANCEL with leaving={leaving}, which can be 0 or 1")
-        partial = self._partial.pop(request_id, None)
+        partial = self._take_out(request_id)
         unfinished = partial is not None and partial.kind == _REQUEST
         return CancelReceived(request_id, wait / 1000, bool(leaving), unfinished)
 
@@ -463,7 +558,8 @@ class Protocol(Sender):
     def _read_goaway(self, kind: int, request_id: int, flags: int, body: Data) -> Event:
         self._check_no_id(kind, request_id)
         last_id, code = self._fixed(GOAWAY, kind, body)
-        return GoAwayReceived(last_id, as_code(code), str(body[GOAWAY.size :], "utf-8", "replace"))
+        text = str(body[GOAWAY.size : GOAWAY.size + MAX_GOAWAY_TEXT], "utf-8", "replace")
+        return GoAwayReceived(last_id, as_code(code), text)
 
     # -- rules that several kinds share --------------------------------------------------------------------------
 
@@ -485,6 +581,10 @@ class Protocol(Sender):
             raise RemoteProtocolError(f"the peer sent {Kind(kind).name} for request {request_id}, which never was")
         if not ours and kind in _REPLIES:
             raise RemoteProtocolError(f"the peer answered request {request_id}, which is its own")
+
+
+def _nothing() -> None:
+    """Nobody wants to know."""
 
 
 _Read = Callable[[Protocol, int, int, int, Data], "Event | None"]

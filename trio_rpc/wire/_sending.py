@@ -37,7 +37,7 @@ from ._frames import (
 )
 from ._hello import Hello
 
-__all__ = ["PING_SIZE", "Role", "Sender"]
+__all__ = ["MAX_GOAWAY_TEXT", "PING_SIZE", "Role", "Sender"]
 
 PING_SIZE = 8
 MAX_ERROR_TEXT = 8 * 1024
@@ -65,6 +65,7 @@ class Sender:
         "_max_frame",
         "_max_message",
         "_max_metadata",
+        "_max_metadata_items",
         "_plain_size",
         "chunk_size",
         "last_local_id",
@@ -94,6 +95,7 @@ class Sender:
         self._max_message = min(hello.max_message_size, MAX_SIZE)
         self._max_frame = hello.max_frame_size
         self._max_metadata = hello.max_metadata_size
+        self._max_metadata_items = hello.max_metadata_items
         self.chunk_size = min(CHUNK_SIZE, self._max_frame)
         self._plain_size = self.chunk_size - MAX_PLAIN_PRELUDE
 
@@ -237,6 +239,9 @@ class Sender:
             raise EncodeError(f"metadata must map str to str or bytes: {exc}", code=Code.INVALID_ARGUMENT) from None
         if len(block) > self._max_metadata:
             raise _too_large("metadata", len(block), self._max_metadata, "max_metadata_size; send less")
+        if len(metadata) > self._max_metadata_items:
+            hint = "max_metadata_items; send fewer"
+            raise _too_large("metadata", len(metadata), self._max_metadata_items, hint, unit="entries")
         return block
 
     def _blob_block(self, blobs: Sequence[Bytes]) -> bytes:
