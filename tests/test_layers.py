@@ -22,12 +22,12 @@ LAYERS = {
     "words": {"_errors", "_checks", "_config", "_policies", "_statistics", "_util", "_text", "_allowance"},
     "pure": {"wire", "codecs", "_contract", "_failures", "_context"},
     "one peer": {
-        *("_logs", "_scope", "_sockets", "_timer", "_outbox", "_heartbeat", "_tls", "_watch", "_handshake"),
+        *("_logs", "_scope", "_sockets", "_timer", "_large", "_outbox", "_heartbeat", "_tls", "_watch", "_handshake"),
         *("_generators", "_local", "_crew", "_streams", "_calls", "_incoming"),
         *("_connection", "_carrier", "_contained", "_leaving", "_farewell", "_flows", "_refusals"),
         *("_arrival", "_faults", "_conduct"),
         *("_adaptive", "_admission", "_ages", "_kept", "_room"),
-        *("_origin", "_guesses", "_identity", "_authentication", "_expiry", "_partings"),
+        *("_origin", "_guesses", "_identity", "_authentication", "_authorization", "_expiry", "_partings"),
     },
     "many peers": {
         *("_credentials", "_address", "_endpoint", "resolvers", "_backoff", "_placement", "_waiting"),
@@ -69,7 +69,7 @@ PURE = (
     | LAYERS["pure"]
     | {"_endpoint", "_backoff", "_placement", "_heartbeat", "_call", "_methods", "_outcomes"}
     | {"_balance", "_rendezvous", "_ejection", "_breaker", "_budget", "_adaptive", "_admission", "_kept", "_arrival"}
-    | {"_guesses", "_identity"}
+    | {"_guesses", "_identity", "_large"}
 )
 IMPURE = {"trio", "time", "random", "secrets", "logging", "socket", "ssl", "asyncio", "subprocess"}
 CLOCKS = {"time"}  # one peer reads Trio's clock alone, which tests turn by hand

@@ -5,11 +5,10 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 import trio
@@ -41,23 +40,20 @@ TIMED = {"slow"}
 AT_ONCE = 3
 """Proofs that run at the same time: most of each is waiting."""
 
-Proved: TypeAlias = "Future[subprocess.CompletedProcess[str]]"
-
 
 @pytest.fixture(scope="module")
-def proved(request: pytest.FixtureRequest) -> Iterator[dict[str, Proved]]:
-    """The small versions of those proofs that are asked for, in their order: some run while one is waited for."""
-    cases = [item for item in request.session.items if item.nodeid.partition("[")[0].endswith("is_promised_holds")]
-    names = [name for name in cli.PROOFS if any(case.name.endswith(f"[{name}]") for case in cases)]
+def proved(request: pytest.FixtureRequest) -> dict[str, subprocess.CompletedProcess[str]]:
+    """The small versions of those proofs that are asked for; all have ended before the first one is looked at."""
+    cases = [item.name for item in request.session.items if "::test_what_is_promised_holds[" in item.nodeid]
+    names = [name for name in cli.PROOFS if any(case.endswith(f"[{name}]") for case in cases)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {name: pool.submit(prove, name, "--quick") for name in names}
-        pool.shutdown(cancel_futures=True)
+        return dict(zip(names, pool.map(partial(prove, "--quick"), names), strict=True))
 
 
 @pytest.mark.parametrize("name", [name for name in cli.PROOFS if name not in TIMED])
-def test_what_is_promised_holds(name: str, proved: dict[str, Proved]) -> None:
+def test_what_is_promised_holds(name: str, proved: dict[str, subprocess.CompletedProcess[str]]) -> None:
     """Each proof holds in its small version, too. Which items of the catalogue it shows stands in its module."""
-    done = proved[name].result()
+    done = proved[name]
     lacking = [line for line in done.stdout.splitlines() if "cannot be measured here: " in line]
     if lacking:
         pytest.skip(lacking[0].rpartition("cannot be measured here: ")[2])

@@ -7,10 +7,8 @@ no room, going away, expired on arrival). After that everything ran.
 
 from __future__ import annotations
 
-import inspect
 import logging
 import math
-import secrets
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,9 +16,9 @@ from typing import Any
 import trio
 
 from . import codecs
+from ._authorization import Authorize, check_authorize, permit
 from ._call import Call, Handler, Interceptor, Reply, compose
 from ._config import Limits
-from ._connection import Connection
 from ._contract import MethodSpec, ServiceSpec
 from ._crew import Estimate, holds
 from ._errors import (
@@ -28,33 +26,24 @@ from ._errors import (
     CodecError,
     DecodeError,
     InvalidArgument,
-    PermissionDenied,
     Refused,
     RemoteError,
     Unimplemented,
 )
-from ._failures import NEUTRAL, Failures
+from ._failures import NEUTRAL, NOT_ENTERED, Failures, neutral
 from ._generators import as_generator, drive
 from ._incoming import Incoming, Served
 from ._kept import KEY, Answer
-from ._logs import limited
+from ._logs import limited, log_failure
 from ._once import Once
 from ._streams import Outbound
 from ._text import shown
 from ._util import locate
 from .wire import Outcome
 
-__all__ = ["Authorize", "ServedMethod", "compile_services", "screen"]
+__all__ = ["ServedMethod", "compile_services"]
 
 log = limited(logging.getLogger("trio_rpc.server"))
-
-Authorize = Callable[[Any, str], bool]
-"""`authorize(peer, method)`: whether this peer may call this method."""
-
-SYNCHRONOUS = (
-    "authorize is asked before each call and is not awaited: write a plain function that returns True or False, "
-    "and look up what it needs in authenticate, which may be async"
-)
 
 
 def compile_services(
@@ -72,8 +61,7 @@ def compile_services(
 
     `once`: where calls with an idempotency key run; None: they are refused.
     """
-    if inspect.iscoroutinefunction(authorize) or inspect.iscoroutinefunction(getattr(authorize, "__call__", None)):  # noqa: B004
-        raise TypeError(SYNCHRONOUS)
+    check_authorize(authorize)
     make = partial(
         ServedMethod,
         codec=codec,
@@ -85,45 +73,6 @@ def compile_services(
         once=once,
     )
     return {method.wire_name: make(method) for spec in specs for method in spec.methods.values()}
-
-
-def permit(authorize: Authorize, peer: Any, method: str) -> None:
-    """Raise PermissionDenied unless the peer may call it; TypeError, or what `authorize` raises, if it does not say."""
-    allowed: Any = authorize(peer, method)
-    if inspect.isawaitable(allowed):  # Which would count as a yes.
-        if inspect.iscoroutine(allowed):
-            allowed.close()
-        raise TypeError(SYNCHRONOUS)
-    if not allowed:
-        raise PermissionDenied(f"not allowed to call {method}")
-
-
-def screen(authorize: Authorize, connection: Connection, method: str) -> tuple[Code, str] | None:
-    """What a call of a method that does not exist is told by `authorize`; None if its caller may know that.
-
-    So who is denied cannot tell by the answer which methods there are.
-    """
-    try:
-        permit(authorize, connection.peer, method)
-    except Refused as exc:
-        return exc.code, exc.message
-    except BaseException as exc:
-        if holds(exc, KeyboardInterrupt):
-            raise
-        return Code.INTERNAL, _before_entered(_log_failure(shown(method), connection.address, exc))
-    return None
-
-
-def _log_failure(method: str, caller: str, exc: BaseException) -> str:
-    """Write down what nobody else is told; returns the id that finds it, or "" if the log has had enough."""
-    error_id = secrets.token_hex(8)
-    written = log.error("%s failed, error id %s, caller %s", method, error_id, caller, exc_info=exc)
-    return error_id if written else ""
-
-
-def _before_entered(error_id: str) -> str:
-    text = f"{NEUTRAL} before the handler was entered"
-    return f"{text} (error id {error_id})" if error_id else text
 
 
 class ServedMethod:
@@ -340,7 +289,7 @@ class ServedMethod:
         elif isinstance(exc, Refused):
             call.send_error(exc.code, Outcome.REFUSED, exc.message)
         else:
-            call.send_error(Code.INTERNAL, Outcome.REFUSED, _before_entered(self._log(call, exc)))
+            call.send_error(Code.INTERNAL, Outcome.REFUSED, neutral(self._log(call, exc), NOT_ENTERED))
 
     def _tell(self, call: Incoming, code: Code, text: str, exc: CodecError) -> None:
         self._note(exc)
@@ -354,7 +303,7 @@ class ServedMethod:
         return exc.message if self._debug else exc.outline or exc.message
 
     def _log(self, call: Incoming, exc: BaseException) -> str:
-        return _log_failure(self.spec.wire_name, call.connection.address, exc)
+        return log_failure(log, self.spec.wire_name, call.connection.address, exc)
 
 
 async def _inline(handler: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

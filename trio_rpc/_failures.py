@@ -19,7 +19,7 @@ from ._text import readable
 from .codecs import Adapter, Buffer
 from .codecs._records import Fields, bare_exception, is_free, put
 
-__all__ = ["MAX_TEXT", "NEUTRAL", "Failures"]
+__all__ = ["MAX_TEXT", "NEUTRAL", "NOT_ENTERED", "Failures", "neutral"]
 
 MAX_TEXT = 4096
 """Characters of a message. A refusal or a failure is read by people; data belongs in fields."""
@@ -44,6 +44,7 @@ WRAPPED = 2 * MAX_GROUPS_DEEP + 6
 """Containers around a value where it lies deepest: its depth must leave room for them."""
 
 NEUTRAL = "internal error"
+NOT_ENTERED = "before the handler was entered"
 
 Node = dict[str, Any]
 
@@ -220,7 +221,7 @@ class _Dumper:
         return {"code": _code(exc), "message": _cut(_string(exc.message), MAX_TEXT), "data": data, **named}
 
     def _undeclared(self, exc: BaseException) -> Node:
-        message = f"{NEUTRAL} (error id {self._error_id})" if self._error_id else NEUTRAL
+        message = neutral(self._error_id)
         if self._debug:
             message = _cut(f"{type(exc).__name__}: {_string(exc)}", MAX_NOTE)
         return {"code": Code.UNKNOWN.value, "message": message, "error_id": self._error_id}
@@ -326,6 +327,12 @@ def _code(exc: BaseException) -> int:
     except Exception:  # a property may do anything
         code = None
     return code.value if isinstance(code, Code) and code is not Code.OK else Code.UNKNOWN.value
+
+
+def neutral(error_id: str, when: str = "") -> str:
+    """What is told of a failure that is nobody else's business, with the id that finds it in the log; "" for none."""
+    text = f"{NEUTRAL} {when}" if when else NEUTRAL
+    return f"{text} (error id {error_id})" if error_id else text
 
 
 def _as_code(value: Any) -> Code:

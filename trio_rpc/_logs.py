@@ -17,13 +17,14 @@ The clock is Trio's, as everywhere: so each run has its own allowance, and needs
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import deque
 from types import TracebackType
 from typing import Final, TypeAlias
 
 import trio
 
-__all__ = ["LINES", "Limited", "limited"]
+__all__ = ["LINES", "Limited", "limited", "log_failure"]
 
 LINES: Final = 10
 """Lines a second for all that peers can cause (reliability, R21)."""
@@ -135,3 +136,10 @@ class Limited:
 def limited(logger: logging.Logger) -> Limited:
     """What writes to `logger` at most as much as the module says."""
     return Limited(logger)
+
+
+def log_failure(log: Limited, method: str, caller: str, exc: BaseException) -> str:
+    """Write down what nobody else is told; returns the id that finds it, or "" if the log has had enough."""
+    error_id = secrets.token_hex(8)
+    written = log.error("%s failed, error id %s, caller %s", method, error_id, caller, exc_info=exc)
+    return error_id if written else ""

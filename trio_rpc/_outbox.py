@@ -23,15 +23,13 @@ it back unsent: a call that is cancelled then was never handed to the transport,
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Awaitable, Callable, Sequence
 
-import attrs
 import trio
 from trio.lowlevel import Abort, Task, checkpoint, current_task, reschedule, wait_task_rescheduled
 
-from .wire import Bytes, Frames, frame_id, is_timed_request, message_size, restamp
+from ._large import Large
+from .wire import Bytes, Frames, frame_id, is_timed_request, restamp
 
 __all__ = ["FULL", "Outbox"]
 
@@ -50,29 +48,6 @@ STALE = 0.005
 handler has beyond its caller."""
 
 
-@attrs.define
-class _Large:
-    """The chunks of one id's messages, and the ticket of the first frame that must go out before them."""
-
-    ticket: int
-    messages: deque[tuple[Iterator[list[Bytes]], int]]
-    """What is to be written of each, and the size of all of it; of the first one some may have been written."""
-    size: int = 0
-    """Bytes left to be written; headers of chunks are not counted beforehand, so it is settled at the end."""
-
-    @property
-    def under_way(self) -> int:
-        """Size of the message that is going out."""
-        return self.messages[0][1]
-
-
-def _whole(frames: Frames) -> Iterator[list[Bytes]]:
-    first, rest = frames
-    yield [first]
-    if rest is not None:
-        yield from rest
-
-
 class Outbox:
     """The sending half of one connection."""
 
@@ -82,14 +57,11 @@ class Outbox:
         "_finishing",
         "_frames",
         "_frames_bytes",
-        "_held",
         "_held_up",
-        "_large_bytes",
         "_on_taken",
         "_parked",
         "_reports",
         "_since",
-        "_under_way",
         "_unsent",
         "deadline_of",
         "large",
@@ -118,13 +90,9 @@ class Outbox:
         """Bytes of large messages that are under way side by side, beside their first frames; a single one always is."""
         self._control: list[bytes] = []
         self._frames: list[bytes] = []
-        self._frames_bytes = self._large_bytes = 0
-        self.large: dict[int, _Large] = {}
-        """Messages that go out in chunks."""
-        self._held: dict[int, _Large] = {}
-        """Large ones whose chunks are held back, as the peer would have too many of them incomplete."""
-        self._under_way = 0
-        """Size of what is going out of `large`, written or not."""
+        self._frames_bytes = 0
+        self.large: Large | None = None
+        """Messages that go out in chunks, if there are any."""
         self._since = 0.0
         """Nothing in the queue is older than this."""
         self._on_taken: list[Callable[[], object]] = []
@@ -143,27 +111,27 @@ class Outbox:
     def __repr__(self) -> str:
         return (
             f"<Outbox: {len(self._control)} control and {len(self._frames)} small frames ({self.queued_bytes} bytes), "
-            f"{len(self.large)} large messages>"
+            f"{0 if self.large is None else len(self.large.ids)} large messages>"
         )
 
     @property
     def queued_bytes(self) -> int:
         """Bytes waiting to be written, apart from control frames."""
-        return self._frames_bytes + self._large_bytes
+        return self._frames_bytes if self.large is None else self._frames_bytes + self.large.size
 
     def is_beyond(self, most: int, request_id: int = 0) -> bool:
         """Whether more than `most` bytes are queued, without the largest message.
 
         However long that is under way, small calls pass it. What is queued for `request_id` itself counts in any case.
         """
-        queued = self._frames_bytes + self._large_bytes
-        if queued <= most:
-            return False
-        large = chain(self.large.items(), self._held.items())
-        return queued - max((message.size for id_, message in large if id_ != request_id), default=0) > most
+        large, queued = self.large, self._frames_bytes
+        if large is None:
+            return queued > most
+        queued += large.size
+        return queued > most and queued - large.largest(but=request_id) > most
 
     def __len__(self) -> int:
-        return len(self._control) + len(self._frames) + len(self.large) + len(self._unsent)
+        return len(self._control) + len(self._frames) + (self.large is not None) + len(self._unsent)
 
     # -- putting: synchronous, never refused ---------------------------------------------------------------------
 
@@ -188,22 +156,15 @@ class Outbox:
 
     def put_message(self, request_id: int, frames: Frames) -> int:
         """Queue a message of any size; return its first frame's ticket. Messages of one id keep their order."""
+        ticket = None if self.large is None else self.large.follow(request_id, frames)
+        if ticket is not None:
+            return ticket
         first, rest = frames
-        large = (self.large.get(request_id) or self._held.get(request_id)) if self.large else None
-        if large is not None:
-            # An earlier message of this stream is still going out in chunks; overtaking it would reorder the items.
-            size = message_size(frames)
-            large.messages.append((_whole(frames), size))
-            self._count_large(large, size)
-            return large.ticket
-        if rest is None:
-            return self.put(first)
-        size = message_size(frames)
         ticket = self.put(first)
-        large = _Large(ticket, deque([(rest, size)]))
-        self._count_large(large, size - len(first))
-        self._held[request_id] = large
-        self._go_on()
+        if rest is not None:
+            if self.large is None:
+                self.large = Large(self.most_at_once)
+            self.large.add(request_id, ticket, frames)
         return ticket
 
     def withdraw(self, request_id: int, ticket: int, *, streaming: bool = False) -> bool:
@@ -229,24 +190,14 @@ class Outbox:
 
     def stop_sending(self, request_id: int) -> bool:
         """Leave out what remains of a large message: its call has ended. False if nothing did."""
-        large = self.large.pop(request_id, None) if self.large else None
-        if large is not None:
-            self._under_way -= large.under_way
-        elif not self._held or (large := self._held.pop(request_id, None)) is None:
+        if self.large is None or not self.large.drop(request_id):
             return False
-        self._large_bytes -= large.size
-        self._go_on()
+        self._drop_empty()
         return True
 
-    def _go_on(self) -> None:
-        """Let out those that are held, first come, first served, as far as the peer takes them."""
-        while self._held:
-            request_id, large = next(iter(self._held.items()))
-            if self.large and self._under_way + large.under_way > self.most_at_once:
-                return
-            del self._held[request_id]
-            self.large[request_id] = large
-            self._under_way += large.under_way
+    def _drop_empty(self) -> None:
+        if self.large is not None and not self.large.ids:
+            self.large = None
 
     @property
     def idle(self) -> bool:
@@ -271,10 +222,9 @@ class Outbox:
         """The connection has ended: nothing more is taken of what is queued, and `run` returns."""
         self._control.clear()
         self._frames.clear()
-        self.large.clear()
-        self._held.clear()
+        self.large = None
         self._unsent.clear()
-        self._frames_bytes = self._large_bytes = self._under_way = 0
+        self._frames_bytes = 0
         if callable(self._corked or self._parked):  # There is no writer, and need not be one any more.
             self._corked = self._parked = None
         self.finish()
@@ -385,7 +335,8 @@ class Outbox:
         batch: list[Bytes] = [small[0] if len(small) == 1 else b"".join(small)] if small else []
         if self.large:
             for _ in range(1 if self._held_up else QUICK_CHUNKS):
-                batch += self._next_chunk()
+                batch += self.large.next_chunk(self.taken)
+            self._drop_empty()
             self._held_up = False
         return batch
 
@@ -409,37 +360,6 @@ class Outbox:
         if not is_timed_request(frame):
             return frame
         return restamp(frame, self.deadline_of(frame_id(frame)) - now)
-
-    def _next_chunk(self) -> list[Bytes]:
-        """One chunk of the message whose turn it is; then that message goes to the end of the ring.
-
-        Of those that the peer has been told of, as a batch may have left a first frame in line: it waits for the rest of
-        a message only for so long (`frame_timeout`), and not for those of others to begin.
-        """
-        while True:
-            request_id = next((id_ for id_, large in self.large.items() if large.ticket < self.taken), None)
-            if request_id is None:
-                return []
-            large = self.large.pop(request_id)
-            for chunk in large.messages[0][0]:
-                self.large[request_id] = large
-                self._count_large(large, -sum(map(len, chunk)))
-                return chunk
-            self._end_message(request_id, large)
-
-    def _end_message(self, request_id: int, large: _Large) -> None:
-        """The first of its messages is out. Others of the same stream wait behind those that are held."""
-        self._under_way -= large.under_way
-        large.messages.popleft()
-        if large.messages:
-            self._held[request_id] = large
-        else:
-            self._count_large(large, -large.size)
-        self._go_on()
-
-    def _count_large(self, large: _Large, change: int) -> None:
-        large.size += change
-        self._large_bytes += change
 
     def _wake(self) -> None:
         writer, self._parked = self._parked, None

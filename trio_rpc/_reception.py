@@ -17,9 +17,9 @@ import trio
 
 from ._admission import Admission, party_of
 from ._authentication import Authentication
+from ._authorization import screen
 from ._conduct import Conduct
 from ._connection import Connection
-from ._dispatch import screen
 from ._errors import ConnectError, ConnectionFailed, RpcError, Unauthenticated
 from ._handshake import answer, introduction
 from ._incoming import Served

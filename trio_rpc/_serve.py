@@ -11,10 +11,10 @@ import trio
 
 from ._accepting import AnyListener
 from ._address import Address, is_loopback
+from ._authorization import Authorize
 from ._call import Interceptor
 from ._checks import check_type
 from ._config import Heartbeat, ServerLimits
-from ._dispatch import Authorize
 from ._listening import listen
 from ._policies import AdaptiveLimit
 from ._server import Server, keep_serving

@@ -10,11 +10,11 @@ from typing import Any, TypeAlias
 import attrs
 
 from ._authentication import Authenticate
+from ._authorization import Authorize
 from ._call import Interceptor
 from ._checks import brief, of
 from ._config import Heartbeat, PoolLimits, ServerLimits
 from ._credentials import Credentials, checked
-from ._dispatch import Authorize
 from ._peer import Peer
 from ._policies import (
     AdaptiveLimit,
