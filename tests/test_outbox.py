@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,21 @@ from hypothesis import given, strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_rpc._outbox import BATCH_SIZE, BURST_SIZE, Outbox
-from trio_rpc.wire import CHUNK_SIZE, Bytes, Frames, Hello, Protocol, RequestReceived, Role, method_block
+from trio_rpc.wire import (
+    CHUNK_SIZE,
+    Bytes,
+    CancelReceived,
+    EndReceived,
+    Flag,
+    Frames,
+    Hello,
+    ItemsReceived,
+    Kind,
+    Protocol,
+    RequestReceived,
+    Role,
+    method_block,
+)
 
 BLOCK = method_block("Any.thing")
 
@@ -192,13 +207,72 @@ async def test_who_stops_in_the_middle_leaves_its_room_to_others() -> None:
         outbox.most_at_once = 300_000
         for _ in range(2):
             outbox.put_message(*request(caller, b"x" * 250_000))
+        wire.go_on()
+        while not wire.writes:
+            await trio.lowlevel.checkpoint()
         outbox.stop_sending(1)
         assert outbox.large is not None
         assert outbox.large.ids == [3]
+        await wait_all_tasks_blocked()
+        assert of_ids(wire.received) == [1, 3, 1, 3]
+        assert (outbox.queued_bytes, len(outbox)) == (0, 0)
+
+
+async def test_room_is_left_to_the_next_while_others_go_on() -> None:
+    """Of what may be under way side by side, as much as was stopped is free."""
+    caller, _peer = protocols()
+    outbox = Outbox()
+    outbox.most_at_once = 500_000
+    for _ in range(3):
+        outbox.put_message(*request(caller, b"x" * 200_000))
+    assert outbox.large is not None
+    assert outbox.large.ids == [1, 3]
+    outbox.stop_sending(1)
+    assert outbox.large.ids == [3, 5]
+
+
+async def test_what_is_stopped_before_it_began_does_not_begin() -> None:
+    """An item of a call that was cancelled meanwhile: behind the CANCEL, the peer would wait for its chunks in vain."""
+    caller, peer = protocols()
+    peer.is_open = lambda _request_id: True
+    request_id, frames = request(caller, streaming=True)
+    peer.receive_data(frames[0])
+    async with open_wire(stuck=True) as (outbox, wire):
+        outbox.put_message(request_id, caller.items(request_id, 1, b"x" * 250_000))
+        assert outbox.stop_sending(request_id)
+        outbox.put_control(caller.cancel(request_id, 1.0))
+        assert outbox.queued_bytes == 0
         wire.go_on()
         await wait_all_tasks_blocked()
-        assert of_ids(wire.received) == [1, 3]
-        assert (outbox.queued_bytes, len(outbox)) == (0, 0)
+        (event,) = peer.receive_data(wire.received)
+        assert isinstance(event, CancelReceived)
+        assert not peer.receiving_messages
+
+
+@pytest.mark.parametrize("listener", ["on_room", "on_progress"])
+async def test_room_that_comes_from_what_is_stopped_is_told(listener: str) -> None:
+    """Also if that was all that the writer had left, when it let others have their turn: no further write will tell."""
+    caller, _peer = protocols()
+    outbox = Outbox()
+    written = 0
+    told: list[int] = []
+
+    async def take(buffers: list[Bytes]) -> None:
+        nonlocal written
+        written += sum(map(len, buffers))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.run, take)
+        await wait_all_tasks_blocked()
+        outbox.put_message(*request(caller, bytes(4_000_000)))
+        while not written:
+            await trio.lowlevel.checkpoint()
+        assert outbox.is_beyond(1_000_000, 1)
+        setattr(outbox, listener, lambda: told.append(outbox.queued_bytes))
+        outbox.stop_sending(1)
+        await wait_all_tasks_blocked()
+        assert told == [0]
+        outbox.finish()
 
 
 def _header(count: int) -> bytes:
@@ -470,5 +544,166 @@ def test_any_history_reads_well(history: list[Step]) -> None:
         arrived = {event.id: len(event.payload) for event in events if isinstance(event, RequestReceived)}
         assert arrived.items() <= expected.items()
         assert expected.keys() - arrived.keys() <= stopped
+
+    trio.run(main)
+
+
+class Model:
+    """One connection's outbox beside a list of what its peer is to see of each id."""
+
+    def __init__(self, most_at_once: int) -> None:
+        self.caller, self.peer = protocols()
+        self.peer.is_open = lambda _request_id: True  # Handlers that take their time, cancelled or not.
+        self.outbox = Outbox()
+        self.outbox.most_at_once = most_at_once
+        self.expected: dict[int, list[int]] = {}
+        """The sizes of each call's messages, in order; those that were left out may be missing at the end."""
+        self.stopped: set[int] = set()
+        self.streaming: set[int] = set()
+        self.tickets: dict[int, int] = {}
+        self.received: dict[int, list[int]] = {}
+        self.cancelled: set[int] = set()
+        self._wire = bytearray()
+        self._totals: dict[int, int] = {}
+        self._under_way: dict[int, int] = {}
+        """Sizes of the messages of which the peer has had a chunk, and not the last one."""
+
+    def request(self, size: int, *, streaming: bool) -> None:
+        request_id, frames = request(self.caller, b"x" * size, streaming=streaming)
+        self.tickets[request_id] = self.outbox.put_message(request_id, frames)
+        self.expected[request_id] = [size]
+        if streaming:
+            self.streaming.add(request_id)
+
+    def item(self, number: int, size: int) -> None:
+        open_streams = sorted(self.streaming)
+        if open_streams:
+            request_id = open_streams[number % len(open_streams)]
+            self.outbox.put_message(request_id, self.caller.items(request_id, 1, b"i" * size))
+            self.expected[request_id].append(size)
+
+    def end(self, number: int) -> None:
+        open_streams = sorted(self.streaming)
+        if open_streams:
+            request_id = open_streams[number % len(open_streams)]
+            self.outbox.put_message(request_id, (self.caller.end(request_id), None))
+            self.expected[request_id].append(-1)
+            self.streaming.discard(request_id)
+
+    def give_up(self, number: int) -> None:
+        """As a call that is cancelled: taken back if it can be, else stopped and cancelled."""
+        ids = sorted(self.expected.keys() - self.stopped)
+        if not ids:
+            return
+        request_id = ids[number % len(ids)]
+        self.streaming.discard(request_id)
+        if self.outbox.withdraw(request_id, self.tickets[request_id], streaming=True):
+            del self.expected[request_id]
+        else:
+            self.stopped.add(request_id)
+            self.outbox.stop_sending(request_id)
+            self.outbox.put_control(self.caller.cancel(request_id, 0.0))
+
+    def receive(self, data: Bytes) -> None:
+        """Some bytes reach the peer: each frame must be right, and no more under way than the peer bears."""
+        self._wire += data
+        while len(self._wire) >= 4 and len(self._wire) >= (size := 10 + int.from_bytes(self._wire[:4], "big")):
+            frame = bytes(self._wire[:size])
+            del self._wire[:size]
+            self._note_size(frame)
+            self._note_events(frame)
+            assert len(self._under_way) <= 1 or sum(self._under_way.values()) <= self.outbox.most_at_once
+
+    def _note_size(self, frame: bytes) -> None:
+        _, request_id, kind, flags = struct.unpack_from(">IIBB", frame)
+        if kind == Kind.CHUNK:
+            self._under_way[request_id] = self._totals[request_id]
+        elif flags & Flag.MORE:
+            self._totals[request_id] = int.from_bytes(frame[10:14], "big")
+
+    def _note_events(self, frame: bytes) -> None:
+        for event in self.peer.receive_data(frame):
+            if isinstance(event, RequestReceived | ItemsReceived | CancelReceived):
+                self._under_way.pop(event.id, None)
+            if isinstance(event, RequestReceived | ItemsReceived):
+                self.received.setdefault(event.id, []).append(len(event.payload))
+            elif isinstance(event, EndReceived):
+                self.received.setdefault(event.id, []).append(-1)
+            elif isinstance(event, CancelReceived):
+                self.cancelled.add(event.id)
+
+    def check(self) -> None:
+        """All has arrived, in order; of what was stopped, a beginning."""
+        assert (len(self.outbox), self.outbox.queued_bytes, self.outbox.large) == (0, 0, None)
+        assert self.received.keys() <= self.expected.keys()
+        for request_id, sizes in self.expected.items():
+            arrived = self.received.get(request_id, [])
+            assert arrived == (sizes[: len(arrived)] if request_id in self.stopped else sizes)
+        assert self.cancelled == self.stopped
+        assert not self.peer.receiving_messages, "the peer would wait for the rest"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["call", "open", "item", "item", "end", "give up", "ping", "write", "flush", "cork"]),
+            st.integers(0, 7),
+            st.sampled_from([0, 50, 20_000, 65_000, 66_000, 140_000, 300_000]),
+        ),
+        max_size=40,
+    ),
+    st.sampled_from([1, 150_000, 400_000, 10**9]),
+)
+def test_streams_in_any_history_read_well(history: list[tuple[str, int, int]], most_at_once: int) -> None:
+    """Many messages of each id, large and small, some given up in the middle; each write and each flush takes a part."""
+
+    async def main() -> None:
+        model = Model(most_at_once)
+        outbox = model.outbox
+        room = 0
+
+        def send_now(data: Bytes) -> int:
+            taken = min(len(data), room)
+            model.receive(data[:taken])
+            return taken
+
+        writes, go_on = trio.open_memory_channel[None](math.inf)
+
+        async def send(buffers: list[Bytes]) -> None:
+            outbox.progressed()
+            await go_on.receive()
+            for buffer in buffers:
+                model.receive(buffer)
+
+        outbox.send_now = send_now
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outbox.run, send)
+            await wait_all_tasks_blocked()
+            for kind, number, size in history:
+                if kind in ("call", "open"):
+                    model.request(size, streaming=kind == "open")
+                elif kind == "item":
+                    model.item(number, size)
+                elif kind == "end":
+                    model.end(number)
+                elif kind == "give up":
+                    model.give_up(number)
+                elif kind == "ping":
+                    outbox.put_control(model.caller.ping(b"12345678"))
+                elif kind == "write":
+                    writes.send_nowait(None)
+                    await wait_all_tasks_blocked()
+                elif kind == "flush":
+                    room = size
+                    outbox.flush()
+                else:
+                    outbox.cork(trio.current_time())
+                assert outbox.queued_bytes >= 0
+            outbox.flush()
+            for _ in range(200):
+                writes.send_nowait(None)
+            await wait_all_tasks_blocked()
+            model.check()
+            outbox.finish()
 
     trio.run(main)

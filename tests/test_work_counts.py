@@ -72,14 +72,14 @@ IN_TURN = {
         visits,
         20,
         Work(steps=9, tasks=2, scopes=3, receives=2, sends=2, others=5, readings=16),
-        Work(steps=5, tasks=1, scopes=2, receives=3, sends=2, others=5, readings=11),
-        "a pool's timer and its connection there, a connection here, each with its nursery; HELLOs, a call, the end",
+        Work(steps=7, tasks=2, scopes=2, receives=3, sends=2, others=5, readings=12),
+        "a pool's timer and its connection there, a connection and its crew here; HELLOs, a call, the end",
     ),
     "a connection with one idempotent call": Path(
         early_visits,
         20,
         Work(steps=8, tasks=2, scopes=3, receives=1, sends=1, others=5, readings=16),
-        Work(steps=4, tasks=1, scopes=2, receives=2, sends=1, others=5, readings=10),
+        Work(steps=6, tasks=2, scopes=2, receives=2, sends=1, others=5, readings=11),
         "the request goes with the one HELLO, the result with the other",
     ),
 }

@@ -272,7 +272,7 @@ class Connection(Leaving):
 
         At the end the transport is closed at once: the peer does not wait for our handlers' clean-up, which only the
         end of the nursery waits for. Over a socket this task is the reader, elsewhere the writer (see `_carrier`): so
-        an idle connection over a socket costs one task.
+        a connection over a socket that has had no calls costs one task.
         """
         self._scope = nursery.cancel_scope
         carrier = self._carrier

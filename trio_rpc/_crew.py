@@ -199,9 +199,20 @@ class Crew:
         """Begin to read, in a new task."""
         self._start_leader()
 
-    def run(self) -> Coroutine[Any, Any, None]:
-        """Begin to read, in the task that awaits this: a member of the crew as any other, which may end before it."""
-        return self._run_member(_Member(None))
+    @enable_ki_protection
+    async def run(self) -> None:
+        """Read in the task that awaits this, until there is something to run; from then on the crew's own tasks do.
+
+        So a connection without calls has no further task, and no handler runs in one that is not the crew's: where a
+        handler leaves a nursery or a scope open (a generator in one that it broke off, for instance), Trio has the
+        task's end raise that in whatever nursery the task is in. The crew's is this connection's own.
+        """
+        while not self.backlog:
+            self._flush()
+            if not await self._read():
+                self._over = True
+                return
+        self._start_leader()
 
     def _start_leader(self) -> None:
         self._nursery.start_soon(self._run_member, _Member(None), name="trio_rpc connection reader")

@@ -44,6 +44,7 @@ WRAPPED = 2 * MAX_GROUPS_DEEP + 6
 """Containers around a value where it lies deepest: its depth must leave room for them."""
 
 NEUTRAL = "internal error"
+NEUTRAL_GROUP = "several failures"
 NOT_ENTERED = "before the handler was entered"
 
 Node = dict[str, Any]
@@ -150,8 +151,13 @@ class _Dumper:
             node = None
         if node is None:
             return self._undeclared(exc)
-        node["notes"] = [note for note in [*node.get("notes", ()), *_notes(exc)] if self._takes(note)]
+        own = _notes(exc) if self._may_tell(exc) else ()
+        node["notes"] = [note for note in [*node.get("notes", ()), *own] if self._takes(note)]
         return node
+
+    def _may_tell(self, exc: BaseException) -> bool:
+        """Whether the words of what crosses may cross as well: a group's, of no class that the contract names, stay."""
+        return self._debug or not isinstance(exc, BaseExceptionGroup) or self._failures.nearest(exc) is not None
 
     def _known(self, exc: BaseException, depth: int) -> Node | None:
         if isinstance(exc, BaseExceptionGroup):
@@ -183,7 +189,8 @@ class _Dumper:
             members.append(self.node(member, depth + 1))
         codes = {member["code"] for member in members}
         node: Node = {"code": codes.pop() if len(codes) == 1 else Code.UNKNOWN.value, "members": members}
-        return {**node, "message": _cut(_string(group.message), MAX_NOTE), "name": cls.__name__ if cls else ""}
+        message = _cut(_string(group.message), MAX_NOTE) if self._may_tell(group) else NEUTRAL_GROUP
+        return {**node, "message": message, "name": cls.__name__ if cls else ""}
 
     def _declared(self, cls: type[Exception], exc: BaseException) -> Node:
         node: Node = {"name": cls.__name__, "coded": isinstance(dict(_own_attributes(exc)).get("code"), Code)}

@@ -24,7 +24,7 @@ from ._errors import (
     Unauthenticated,
 )
 from ._sockets import SocketStream
-from ._text import readable
+from ._text import readable, shown
 from ._tls import is_final, why
 from .wire import PREFACE, Bytes, Event, GoAwayReceived, Hello, HelloReceived, Protocol, RequestReceived
 
@@ -87,7 +87,16 @@ async def greet(stream: trio.abc.Stream, protocol: Protocol, address: str, early
     first = events.pop(0)
     if isinstance(first, GoAwayReceived):
         raise _refusal(first, address)
+    assert isinstance(first, HelloReceived)
+    _check_codec(first.hello.codecs[0], protocol.local.codecs, bool(early), address)
     return events
+
+
+def _check_codec(chosen: str, offered: tuple[str, ...], early: bool, address: str) -> None:
+    """What was not offered is no choice: payloads would be read as what they are not."""
+    if chosen not in offered:
+        text = f"{address} chose the codec {shown(chosen)}, and we offered {', '.join(offered)}"
+        raise ConnectError(text, may_have_run=early, peer=address, permanent=True)
 
 
 def _refusal(goaway: GoAwayReceived, address: str) -> RpcError:
@@ -136,8 +145,11 @@ async def answer(
 
 
 async def _say_no(stream: trio.abc.Stream, protocol: Protocol, exc: RpcError) -> None:
+    # UNAVAILABLE invites to come again.
+    final = isinstance(exc, ConnectError) and exc.permanent
+    code = Code.FAILED_PRECONDITION if final else exc.code
     try:
-        await stream.send_all(PREFACE + protocol.goaway(0, exc.code, exc.message))
+        await stream.send_all(PREFACE + protocol.goaway(0, code, exc.message))
     except _BROKEN:
         return  # It is gone already, and has lost nothing by it.
 

@@ -19,19 +19,30 @@ __all__ = ["Large"]
 
 
 @attrs.define
+class _Message:
+    """What is to be written of a message."""
+
+    rest: Iterator[list[Bytes]]
+    size: int
+    """All of it, written or not."""
+    left: int
+    """Bytes left to be written; headers are not counted beforehand, so it comes to 0 a little early, or at the end."""
+
+
+@attrs.define
 class _Line:
     """The messages of one id, and the ticket of the first frame that must go out before their chunks."""
 
     ticket: int
-    messages: deque[tuple[Iterator[list[Bytes]], int]]
-    """What is to be written of each, and the size of all of it; of the first one some may have been written."""
+    messages: deque[_Message]
+    """Of the first one some may have been written."""
     size: int = 0
-    """Bytes left to be written; headers of chunks are not counted beforehand, so it is settled at the end."""
+    """Bytes left to be written of all."""
 
     @property
     def under_way(self) -> int:
         """Size of the message that is going out."""
-        return self.messages[0][1]
+        return self.messages[0].size
 
 
 class Large:
@@ -60,8 +71,8 @@ class Large:
         first, rest = frames
         assert rest is not None
         size = message_size(frames)
-        line = self._held[request_id] = _Line(ticket, deque([(rest, size)]))
-        self._count(line, size - len(first))
+        line = self._held[request_id] = _Line(ticket, deque())
+        self._append(line, _Message(rest, size, max(0, size - len(first))))
         self._go_on()
 
     def follow(self, request_id: int, frames: Frames) -> int | None:
@@ -73,20 +84,19 @@ class Large:
         if line is None:
             return None
         size = message_size(frames)
-        line.messages.append((_whole(frames), size))
-        self._count(line, size)
+        self._append(line, _Message(_whole(frames), size, size))
         return line.ticket
 
-    def drop(self, request_id: int) -> bool:
-        """Leave out what is left of an id's messages; False if nothing is."""
+    def drop(self, request_id: int) -> int | None:
+        """Leave out what is left of an id's messages. Returns their ticket; None if nothing is left."""
         line = self._ring.pop(request_id, None)
         if line is not None:
             self._under_way -= line.under_way
         elif (line := self._held.pop(request_id, None)) is None:
-            return False
+            return None
         self.size -= line.size
         self._go_on()
-        return True
+        return line.ticket
 
     def largest(self, but: int) -> int:
         """Bytes that are left of the largest one of another id."""
@@ -105,20 +115,19 @@ class Large:
             if request_id is None:
                 return []
             line = self._ring.pop(request_id)
-            for chunk in line.messages[0][0]:
+            for chunk in line.messages[0].rest:
                 self._ring[request_id] = line
-                self._count(line, -sum(map(len, chunk)))
+                self._written(line, sum(map(len, chunk)))
                 return chunk
             self._end_message(request_id, line)
 
     def _end_message(self, request_id: int, line: _Line) -> None:
         """The first of its messages is out. Others of the same stream wait behind those that are held."""
         self._under_way -= line.under_way
+        self._written(line, line.messages[0].left)
         line.messages.popleft()
         if line.messages:
             self._held[request_id] = line
-        else:
-            self._count(line, -line.size)
         self._go_on()
 
     def _go_on(self) -> None:
@@ -131,9 +140,17 @@ class Large:
             self._ring[request_id] = line
             self._under_way += line.under_way
 
-    def _count(self, line: _Line, change: int) -> None:
-        line.size += change
-        self.size += change
+    def _append(self, line: _Line, message: _Message) -> None:
+        line.messages.append(message)
+        line.size += message.left
+        self.size += message.left
+
+    def _written(self, line: _Line, size: int) -> None:
+        message = line.messages[0]
+        size = min(size, message.left)
+        message.left -= size
+        line.size -= size
+        self.size -= size
 
 
 def _whole(frames: Frames) -> Iterator[list[Bytes]]:

@@ -11,7 +11,7 @@ from ._incoming import Incoming
 from ._outbox import Outbox
 from ._timer import Timer
 from ._watch import Watch
-from .wire import Protocol
+from .wire import Outcome, Protocol
 
 __all__ = ["GOING_AWAY", "Leaving"]
 
@@ -102,6 +102,9 @@ class Leaving:
             self._part().settle(text, Code.UNAUTHENTICATED)
             self._last_accepted = 0  # Nor what is still arriving in chunks.
             self._no_more = Code.UNAUTHENTICATED, text
+            for call in list(self.serving.values()):
+                if not call.started and call.scope is None:  # In line, until the peer takes what it has asked for.
+                    call.send_error(Code.UNAUTHENTICATED, Outcome.REFUSED, text)
 
     @property
     def expired(self) -> bool:

@@ -190,8 +190,11 @@ class Outbox:
 
     def stop_sending(self, request_id: int) -> bool:
         """Leave out what remains of a large message: its call has ended. False if nothing did."""
-        if self.large is None or not self.large.drop(request_id):
+        ticket = None if self.large is None else self.large.drop(request_id)
+        if ticket is None:
             return False
+        if ticket >= self.taken:  # Its first frame would have the peer wait for the rest.
+            self._blank(ticket - self.taken)
         self._drop_empty()
         return True
 
@@ -261,6 +264,8 @@ class Outbox:
             if burst >= BURST_SIZE:
                 burst = 0
                 await checkpoint()
+                if not self:  # What was left has been stopped meanwhile: no write will tell of that room.
+                    self._written(())
             if not self:
                 burst = 0
                 if self._finishing:

@@ -121,6 +121,14 @@ BACKOFF = {1: 0.01, 2: 0.03, 3: 0.07, 8: 1.27 + 1, 9: 1.27 + 2}
 """So many pauses take so long: 10 ms, doubled each time, up to a second."""
 
 
+@pytest.fixture(autouse=True)
+def tracebacks_are_let_go() -> Iterator[None]:
+    """What is raised in several tests keeps nothing of the earlier ones."""
+    yield
+    for exc in STRANGE:
+        exc.__traceback__ = exc.__context__ = None
+
+
 @pytest.mark.parametrize("name", CONNECTIONS_OWN)
 @pytest.mark.parametrize(("count", "pauses"), [(1, 0), (10, 0), (11, 1), (12, 2), (19, 9)])
 async def test_a_connections_own_trouble(autojump_clock: MockClock, name: str, count: int, pauses: int) -> None:

@@ -712,6 +712,26 @@ async def test_a_request_in_chunks_is_no_way_around(autojump_clock: trio.testing
         assert server.statistics().served == 0
 
 
+async def test_calls_in_line_are_no_way_around(autojump_clock: trio.testing.MockClock) -> None:
+    """X04: who does not read its answers keeps calls from being begun; they do not run once it does."""
+    limits = ServerLimits(max_queued_bytes=64 * 1024, write_timeout=None)
+    async with a_server(same_for_all("anne"), limits=limits) as (desk, server, listener):
+        client = await a_client(listener)
+        for _ in range(8):
+            await client.send(client.request("Desk.echo", "x" * 60_000))
+        await trio.sleep(1)
+        await client.send(client.request("Desk.sleep", 0))
+        await trio.sleep(1)
+        assert (server.statistics().served, desk.log) == (9, [])
+        assert server.revoke("anne") == 1
+        events = [await client.event() for _ in range(10)]  # An end for each call, and the GOAWAY.
+        refused = {event.id: event for event in events if isinstance(event, ErrorReceived)}
+        assert not refused[17].started
+        assert (refused[17].code, refused[17].outcome) == (Code.UNAUTHENTICATED, Outcome.REFUSED)
+        await trio.sleep(1)
+        assert desk.log == []
+
+
 async def test_a_fault_after_it_takes_back_nothing(autojump_clock: trio.testing.MockClock) -> None:
     """X04: what runs was accepted, and the last word of a connection that breaks the rules then does not deny it."""
     async with a_server(same_for_all("anne")) as (_desk, server, listener):
