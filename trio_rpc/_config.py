@@ -54,7 +54,7 @@ class Limits:
     )
     max_containers: int = setting(20_000, "Lists and maps in one message.", at_least=64)
     max_values: int = setting(
-        350_000,
+        300_000,
         "Values in one message, those that are slow to read counted several times; so many take some 25 ms.",
         at_least=1000,
     )
