@@ -341,13 +341,16 @@ async def test_pings_at_a_rate(autojump_clock: MockClock, pause: float, fits: bo
         assert (answered == 200) == fits
 
 
-async def test_owed_pongs_are_bounded(autojump_clock: MockClock) -> None:
-    """R12: to who pings and does not read, 16 PONGs are owed and not one more, however many pings are allowed."""
+@pytest.mark.parametrize("leaving", [False, True])
+async def test_owed_pongs_are_bounded(autojump_clock: MockClock, leaving: bool) -> None:
+    """R12, X16: to who pings and does not read, going away or not, 16 PONGs are owed, however many pings are allowed."""
     lab, listener = Lab(), MemoryListener(capacity=2 * KIB)
     limits = ServerLimits(ping_budget=1000, write_timeout=None)
     async with open_server(lab, listener, limits=limits, heartbeat=QUIET):
         client = RawClient(await listener.connect())
         await client.greet()
+        if leaving:
+            await client.send(client.protocol.goaway(0))
         await client.send(client.request("Lab.echo", "x" * 8000))
         await wait_all_tasks_blocked()
         for _ in range(16):

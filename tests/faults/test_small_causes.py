@@ -152,26 +152,6 @@ async def test_a_rhythm_that_is_announced_is_no_leave_for_a_flood(
         await client.stream.aclose()
 
 
-async def test_owed_pongs_are_bounded_behind_a_goaway_as_well(autojump_clock: MockClock) -> None:
-    """R12, X16: to who says that it goes away, pings and does not read, 16 PONGs are owed and not one more."""
-    listener = MemoryListener(capacity=2048)
-    limits = ServerLimits(ping_budget=1000, write_timeout=None)
-    async with open_server(Lab(), listener, limits=limits, heartbeat=QUIET):
-        client = RawClient(await listener.connect())
-        await client.greet()
-        await client.send(client.protocol.goaway(0), client.request("Lab.echo", "x" * 8000))
-        await wait_all_tasks_blocked()
-        for _ in range(16):
-            await client.send(client.protocol.ping(b"12345678"))
-        await wait_all_tasks_blocked()
-        assert repr(client.stream).startswith("<MemoryStream open")
-        await client.send(client.protocol.ping(b"12345678"))
-        await wait_all_tasks_blocked()
-        with pytest.raises(trio.BrokenResourceError):
-            await client.send(client.protocol.ping(b"12345678"))
-        await client.stream.aclose()
-
-
 # -- what is kept ------------------------------------------------------------------------------------------------------
 
 
